@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/**
+ * @file machine.h
+ * The embedded machine: frames, domains, p2m, sharing, paging and event rings with Xen's semantics, in this
+ * process.
+ *
+ * It answers each call exactly as Xen 4.17 does (hypervisor.h names the errors), so that an engine proven on
+ * it only has to change its hypercalls. All frames are one memfd; a free frame is a hole in it, so that what
+ * the engine saves shows in the kernel's own accounting of this process (RssShmem).
+ *
+ * Functions return 0 (or a count) or a negative errno value. Any thread may call anything at any time, except
+ * that a vCPU and a guest belong to the thread that uses them; freeing the machine ends all use of it.
+ */
+#ifndef DIFFENGINE_MACHINE_H
+#define DIFFENGINE_MACHINE_H
+
+#include <diffengine/hypervisor.h>
+
+struct de_machine;
+
+/** Domains get ids from 1 upwards, never twice. Xen's own limit. */
+#define DE_MACHINE_MAX_DOMAIN_ID 32751u
+#define DE_MACHINE_MAX_VCPUS 16u /**< per domain */
+
+/** Frame counts of the whole machine; frames == used + free. */
+struct de_machine_accounting {
+    uint64_t frames;
+    uint64_t free;
+    uint64_t used;
+    uint64_t claimed;        /**< free, but promised to domains (de_machine_claim) */
+    uint64_t shared_frames;  /**< frames with p2m type shared; Xen: xc_sharing_used_frames */
+    uint64_t sharing_saved;  /**< gfns that need no frame because they share; Xen: xc_sharing_freed_pages */
+    uint64_t paged;          /**< gfns without frame: paged, or paging_in from paged */
+    uint64_t mapped;         /**< mappings by dom0 now held */
+    uint64_t metadata_bytes; /**< what sharing costs the hypervisor */
+};
+
+/** One domain. gfns with a frame: private + shared. */
+struct de_domain_accounting {
+    uint64_t gfns; /**< size of its physical address space */
+    uint64_t holes;
+    uint64_t private_gfns; /**< with a frame of its own: ram_rw, paging_out, paging_in with frame (Xen:
+                              tot_pages) */
+    uint64_t shared_gfns;
+    uint64_t paged;
+    uint64_t nominated;       /**< of the private ones, paging_out */
+    uint64_t claimed;         /**< frames still promised */
+    uint64_t cow_breaks;      /**< copies made because a shared page was written or mapped read-write */
+    uint64_t paging_events;   /**< put into its ring so far */
+    uint64_t slot_waits;      /**< times a vCPU found the ring full */
+    uint64_t answers_dropped; /**< answers with a wrong version */
+};
+
+/** @param frames 1 .. 2^31. -EINVAL, -ENOMEM, or the errno of memfd_create, ftruncate or mmap. */
+int de_machine_create(uint32_t frames, struct de_machine **machine);
+/** Destroys all domains. No vCPU, guest or mapping may be left. */
+void de_machine_free(struct de_machine *machine);
+/** The memfd, owned by the machine: fstat's st_blocks * 512 is the memory that frames really take. */
+int de_machine_fd(const struct de_machine *machine);
+/** The operations table on this machine; valid as long as it. */
+struct de_hypervisor de_machine_hypervisor(struct de_machine *machine);
+void de_machine_account(struct de_machine *machine, struct de_machine_accounting *accounting);
+
+/** A domain of @p gfns holes. -EINVAL (0 gfns), -ENOMEM (also: no id left). */
+int de_machine_domain_create(struct de_machine *machine, uint32_t gfns, uint16_t *domain);
+/**
+ * Destroy a domain: its vCPUs' accesses return -ESHUTDOWN from now on, its frames go free (those that dom0
+ * has mapped, at the unmap), its ring is gone. -ESRCH.
+ */
+int de_machine_domain_destroy(struct de_machine *machine, uint16_t domain);
+int de_machine_domain_account(struct de_machine *machine, uint16_t domain,
+                              struct de_domain_accounting *accounting);
+int de_machine_domain_pause(struct de_machine *machine, uint16_t domain);
+int de_machine_domain_unpause(struct de_machine *machine, uint16_t domain);
+/** Why a domain crashed, as text, "" if it did not. -ESRCH. */
+int de_machine_domain_crash_reason(struct de_machine *machine, uint16_t domain, char *text, size_t capacity);
+/** One gfn's p2m type (enum de_p2m_type). -EINVAL: beyond the address space. */
+int de_machine_p2m_type(struct de_machine *machine, uint16_t domain, uint32_t gfn);
+
+/**
+ * Give frames to holes.
+ * @param gfns   The gfns, or NULL: 0 .. count - 1.
+ * @param pages  Their contents, DE_PAGE_SIZE bytes each, or a NULL entry: a zero page. @p pages itself may be
+ * NULL.
+ * @param[out] errors Per page: 0; -EINVAL: beyond the address space; -EEXIST: not a hole; -ENOMEM. May be
+ * NULL.
+ * @return number of pages populated, or -ESRCH.
+ */
+int64_t de_machine_populate(struct de_machine *machine, uint16_t domain, const uint32_t *gfns,
+                            const uint8_t *const *pages, size_t count, int32_t *errors);
+
+/**
+ * Promise frames, as xc_domain_claim_pages: the domain may have @p pages private frames in all, and
+ * allocations for others can't take the free frames that this needs. 0 pages: give the claim back. -EINVAL:
+ * not more than it has, or a claim is there already. -ENOMEM: too few free unclaimed frames.
+ */
+int de_machine_claim(struct de_machine *machine, uint16_t domain, uint64_t pages);
+
+/**
+ * Map frames as any dom0 process does; hypervisor.h's map() is the read-only form. Read-write **unshares**
+ * shared pages
+ * (-ENOMEM per page if no frame is free for the copy); read-only leaves them shared.
+ * @return number of pages mapped, or -ESRCH.
+ */
+int de_machine_map(struct de_machine *machine, uint16_t domain, bool writable, const uint32_t *gfns,
+                   size_t count, uint8_t **pages, int32_t *errors);
+void de_machine_unmap(struct de_machine *machine, const uint8_t *const *pages, size_t count);
+
+/* vCPUs: what a guest does. */
+
+struct de_vcpu;
+
+struct de_vcpu_statistics {
+    uint64_t faults;     /**< accesses that waited for the pager at least once */
+    uint64_t cow_breaks; /**< accesses that copied a shared page */
+    uint64_t stall_ns;   /**< time in those accesses */
+};
+
+/** @return 0, -ESRCH, -ENOSPC (DE_MACHINE_MAX_VCPUS) or -ENOMEM. The vCPU belongs to one thread. */
+int de_vcpu_create(struct de_machine *machine, uint16_t domain, struct de_vcpu **vcpu);
+void de_vcpu_free(struct de_vcpu *vcpu);
+/** Each fault's duration goes to samples_ns[faults % capacity] from now on. Owned by the caller. */
+void de_vcpu_sample(struct de_vcpu *vcpu, uint64_t *samples_ns, size_t capacity);
+void de_vcpu_statistics(const struct de_vcpu *vcpu, struct de_vcpu_statistics *statistics);
+/** Make the access that blocks now, and every later one, return -EINTR. Any thread. */
+void de_vcpu_kick(struct de_vcpu *vcpu);
+
+/**
+ * Read or write guest memory; blocks while the domain or the vCPU is paused, a page is on its way in or the
+ * ring is full. A resident page takes no lock.
+ * @param offset,len offset + len <= DE_PAGE_SIZE.
+ * @return 0; -EINVAL: offset or len; -EFAULT: a hole or beyond the address space; -ESHUTDOWN: the domain
+ * crashed or is being destroyed; -EINTR: de_vcpu_kick(). A write to a shared page with no frame free crashes
+ * the domain, as Xen does when nobody listens for it; so does a fault on an evicted page without a ring.
+ */
+int de_machine_guest_read(struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset, void *buffer, uint32_t len);
+int de_machine_guest_write(struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset, const void *buffer,
+                           uint32_t len);
+
+/**
+ * The guest gives a page back (balloons it out): the gfn becomes a hole. If it was in the hands of the pager,
+ * a DROP event tells so, waiting for a slot if need be. 0, -EFAULT (a hole), -ESHUTDOWN, -EINTR.
+ */
+int de_machine_guest_release(struct de_vcpu *vcpu, uint32_t gfn);
+/** The guest gets a zero page at a hole. 0, -EFAULT (beyond), -EEXIST, -ENOMEM, -ESHUTDOWN. */
+int de_machine_guest_obtain(struct de_vcpu *vcpu, uint32_t gfn);
+
+/* A guest program: random reads and writes, each checked byte by byte. */
+
+struct de_guest;
+
+struct de_guest_options {
+    uint64_t seed;
+    uint64_t operations;
+    double write_fraction; /**< 0 .. 1 */
+    uint32_t first_gfn;    /**< it uses gfns first_gfn .. first_gfn + gfns - 1, and no other guest may */
+    uint32_t gfns;
+    const uint8_t *const *content; /**< gfns addresses: what those pages hold at the start; NULL entries:
+                                      zero. Owned by the caller, unchanged until join. */
+    size_t sample_capacity;        /**< fault latencies kept, 0: none */
+};
+
+struct de_guest_result {
+    int32_t status; /**< 0, or the negative errno value of the access that ended the run early */
+    uint64_t reads; /**< each of a whole page */
+    uint64_t writes;
+    uint64_t wrong_bytes;
+    uint64_t faults;
+    uint64_t cow_breaks;
+    uint64_t stall_ns;
+    uint64_t run_ns;
+    size_t samples; /**< fault latencies written to the caller's array */
+};
+
+/**
+ * Start a thread with a vCPU of its own. A read takes a whole page and compares every byte with the image's
+ * content as changed by this guest's own writes; a write changes 1 to 64 bytes, or a whole page now and then.
+ * @return 0, -EINVAL (range, fraction), -ESRCH, -ENOSPC, -ENOMEM, -EAGAIN (no thread).
+ */
+int de_guest_start(struct de_machine *machine, uint16_t domain, const struct de_guest_options *options,
+                   struct de_guest **guest);
+/** Operations done so far. Any thread. */
+uint64_t de_guest_progress(const struct de_guest *guest);
+/** Ask it to end soon, also out of an access that waits for ever. */
+void de_guest_stop(struct de_guest *guest);
+/**
+ * Wait for its end, and free it.
+ * @param[out] samples_ns Fault latencies, up to the sample_capacity it was started with; may be NULL.
+ */
+void de_guest_join(struct de_guest *guest, struct de_guest_result *result, uint64_t *samples_ns);
+
+#endif

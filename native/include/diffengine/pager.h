@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/**
+ * @file pager.h
+ * The pager's core: which page is which object, and the four steps a page takes: watch, evict, rebuild, load.
+ *
+ * It owns the page table and decides nothing: whatever it is asked is a *proposal* that it checks itself. One
+ * thread serves faults (de_pager_start, or de_pager_serve called in turn); it allocates nothing, and takes no
+ * lock that anyone holds for long: objects it no longer needs are handed to a second thread, because
+ * releasing one takes the store's writers' lock. Proposals may come from any thread; they are carried out one
+ * batch at a time.
+ *
+ * A page table entry is 8 bytes: state, generation, object id. For the order on eviction see
+ * de_pager_evict().
+ */
+#ifndef DIFFENGINE_PAGER_H
+#define DIFFENGINE_PAGER_H
+
+#include <diffengine/hypervisor.h>
+#include <diffengine/store.h>
+
+struct de_pager;
+
+#define DE_PAGER_MAX_DOMAINS 256u
+
+/** State of a page table entry. */
+enum de_page_state {
+    DE_PAGE_RESIDENT = 0, /**< not ours: ram, shared or a hole */
+    DE_PAGE_WATCHED = 1,  /**< nominated (or just about to be) */
+    DE_PAGE_EVICTING = 2, /**< object verified, the hypercall under way */
+    DE_PAGE_EVICTED = 3,  /**< only the object has it */
+};
+
+/** What became of one page of a proposal. Negative: it stays as it was. */
+enum de_proposal {
+    DE_PROPOSAL_DONE = 0,
+    DE_PROPOSAL_BUSY = -1, /**< nominate refused: mapped, shared, special, or on its way in or out */
+    DE_PROPOSAL_TOUCHED =
+        -2, /**< evict refused: the guest touched it, or somebody mapped it, since it was nominated */
+    DE_PROPOSAL_DIFFERS = -3,    /**< the object, or the partner, does not have the frame's bytes */
+    DE_PROPOSAL_NO_OBJECT = -4,  /**< no such object, or it is corrupt */
+    DE_PROPOSAL_NO_PAGE = -5,    /**< a hole, or evicted already */
+    DE_PROPOSAL_NO_DOMAIN = -6,  /**< not one of ours, or gone, or halted for a corrupt object */
+    DE_PROPOSAL_INVALID = -7,    /**< gfn beyond the domain */
+    DE_PROPOSAL_STALE = -8,      /**< a sharing handle went stale: written meanwhile */
+    DE_PROPOSAL_MAPPED = -9,     /**< sharing refused: somebody has it mapped */
+    DE_PROPOSAL_FULL = -10,      /**< the frame has as many sharers as it may */
+    DE_PROPOSAL_NO_MEMORY = -11, /**< the hypervisor has no room for metadata */
+    DE_PROPOSAL_FAILED = -12,    /**< the hypervisor gave an error that it should not */
+};
+
+/**
+ * @param store      Outlives the pager, which retains the objects of evicted pages.
+ * @param hypervisor Copied; its context outlives the pager.
+ * @return DE_OK, DE_NO_MEMORY or DE_FULL (no store reader left).
+ */
+int de_pager_create(struct de_store *store, const struct de_hypervisor *hypervisor, struct de_pager **pager);
+/** Stops its threads and forgets all domains, as de_pager_remove_domain() does, whatever its result. */
+void de_pager_free(struct de_pager *pager);
+
+/**
+ * Become a domain's pager. @p gfns is its address space.
+ * @return DE_OK, DE_INVALID, DE_NO_MEMORY, DE_FULL (DE_PAGER_MAX_DOMAINS), DE_BUSY (has a pager, ours or
+ * another), DE_NOT_FOUND (no such domain) or DE_SYSTEM (not a pageable one; errno).
+ */
+int de_pager_add_domain(struct de_pager *pager, uint16_t domain, uint32_t gfns);
+/**
+ * Forget a domain that was destroyed, or whose pages are all loaded (de_pager_restore): its objects are
+ * released.
+ * @return DE_OK, DE_NOT_FOUND, or DE_BUSY: it lives and pages are still out (without a pager they would crash
+ * it).
+ */
+int de_pager_remove_domain(struct de_pager *pager, uint16_t domain);
+
+/** Serve faults on two threads of the pager's own, until de_pager_stop(). DE_OK, DE_BUSY or DE_SYSTEM. */
+int de_pager_start(struct de_pager *pager);
+void de_pager_stop(struct de_pager *pager);
+/** Serve what is in the rings now, without waiting. One thread at a time, and none while started. @return
+ * events. */
+size_t de_pager_serve(struct de_pager *pager);
+/** Release up to @p limit objects that faults left behind (started: the second thread does). @return number
+ * done. */
+size_t de_pager_retire(struct de_pager *pager, size_t limit);
+
+/** Nominate pages: the next guest access shows, see de_pager_states(). @param[out] results enum de_proposal.
+ */
+void de_pager_watch(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
+                    int32_t *results);
+/**
+ * Evict pages as the given objects. Per page, at once: nominate (unless watched), map read-only, rebuild the
+ * object and compare, unmap; entry = "evicting, object n"; evict; entry = "evicted". A refused evict leaves
+ * all as it was. The page table takes a reference of its own on the object; the caller keeps, and in the end
+ * releases, the one it has.
+ */
+void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns,
+                    const uint32_t *objects, size_t count, int32_t *results);
+/**
+ * Share pairs: nominate both, map both read-only, compare, unmap, share: race-free, as a write in between
+ * makes a handle stale. The client's frame goes.
+ */
+void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, const uint32_t *source_gfns,
+                    const uint16_t *client_domains, const uint32_t *client_gfns, size_t count,
+                    int32_t *results);
+/** Load every page of a domain that is out. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY (try again later) or
+ * DE_CORRUPT. */
+int de_pager_restore(struct de_pager *pager, uint16_t domain);
+
+/**
+ * Page table entries of gfns first .. first + count - 1. @p states (enum de_page_state), @p objects (DE_NONE
+ * if none) and
+ * @p generations (changes whenever a page becomes resident again: a touch) may each be NULL. DE_OK,
+ * DE_NOT_FOUND, DE_INVALID.
+ */
+int de_pager_states(struct de_pager *pager, uint16_t domain, uint32_t first, size_t count, uint8_t *states,
+                    uint32_t *objects, uint32_t *generations);
+/** Why a domain was halted (a corrupt object), as text, "" if it was not. DE_OK or DE_NOT_FOUND. */
+int de_pager_failure(struct de_pager *pager, uint16_t domain, char *text, size_t capacity);
+
+/** Latencies: 16 buckets per power of two, so that a percentile is right within 1/16. */
+#define DE_LATENCY_BUCKETS 640u
+struct de_latency {
+    uint64_t counts[DE_LATENCY_BUCKETS];
+};
+/** The upper end of the bucket that holds the @p fraction quantile, in ns; 0 if there are no samples. */
+uint64_t de_latency_quantile(const struct de_latency *latency, double fraction);
+
+/** Counters since creation. Reading them disturbs nobody; they may be a few events apart from one another. */
+struct de_pager_statistics {
+    uint64_t domains;
+    uint64_t evicted; /**< pages out now */
+    uint64_t watched; /**< pages nominated now, as far as known */
+    uint64_t evictions;
+    uint64_t shares;
+    uint64_t events;
+    uint64_t loads;          /**< events that a rebuild and a load answered */
+    uint64_t touches;        /**< a watched page was touched */
+    uint64_t duplicates;     /**< nothing left to do */
+    uint64_t drops;          /**< pages the guest gave back */
+    uint64_t load_no_memory; /**< a load found no frame; it is tried again */
+    uint64_t corrupt;        /**< rebuilds that failed */
+    uint64_t bad_events;     /**< with fields that make no sense: a scribbled ring */
+    uint64_t table_bytes;
+    struct de_latency rebuild; /**< object to page */
+    struct de_latency fault;   /**< event taken to answer put, of those that needed a rebuild */
+};
+void de_pager_read_statistics(struct de_pager *pager, struct de_pager_statistics *statistics);
+
+#endif
