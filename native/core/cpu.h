@@ -8,7 +8,8 @@
 
 #include <stdbool.h>
 
-/** The build has AVX2 forms at all: they are compiled with -mavx2 -mbmi2 and must run only where cpu_has_avx2(). */
+/** The build has AVX2 forms at all: they are compiled with -mavx2 -mbmi2 and must run only where
+ * cpu_has_avx2(). */
 #if defined(__x86_64__)
 #define DE_HAVE_AVX2_BUILD 1
 #else

@@ -90,7 +90,8 @@ void de_digest_batch(const struct de_digester *digester, const uint8_t *const *p
 void de_compare_batch(const uint8_t *const *left, const uint8_t *const *right, size_t count, bool *equal)
 {
     for (size_t i = 0; i < count; i++)
-        equal[i] = memcmp(left[i], right[i], DE_PAGE_SIZE) == 0; /* the C library's is vectorised for this CPU */
+        equal[i] =
+            memcmp(left[i], right[i], DE_PAGE_SIZE) == 0; /* the C library's is vectorised for this CPU */
 }
 
 uint32_t de_page_checksum(const uint8_t *page)

@@ -37,6 +37,8 @@ uint32_t page_checksum_avx2(const uint8_t *page);
 #include <stdbool.h>
 #include <string.h>
 
+/* Its own prefetches look ahead within the page, which is in the cache already: see digest_batch. */
+#define XXH_NO_PREFETCH
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -101,9 +103,9 @@ static inline uint64_t group_key(const struct de_digester *digester, const uint8
     return never_zero(XXH3_64bits_withSeed(hashes, (1 + digester->s) * sizeof hashes[0], digester->seed));
 }
 
-static inline void prefetch_page(const uint8_t *page)
+static inline void prefetch_range(const uint8_t *page, unsigned first, unsigned end)
 {
-    for (unsigned offset = 0; offset < DE_PAGE_SIZE; offset += 64)
+    for (unsigned offset = first; offset < end; offset += 64)
         __builtin_prefetch(page + offset);
 }
 
@@ -115,18 +117,26 @@ static inline enum de_page_kind digest_page(const struct de_digester *digester, 
         *digest = word == 0 ? 0 : never_zero(XXH3_64bits_withSeed(&word, sizeof word, digester->seed));
         return word == 0 ? DE_PAGE_ZERO : DE_PAGE_SAME_FILLED;
     }
-    *digest = never_zero(XXH3_64bits_withSecret(page, DE_PAGE_SIZE, digester->secret, sizeof digester->secret));
+    *digest =
+        never_zero(XXH3_64bits_withSecret(page, DE_PAGE_SIZE, digester->secret, sizeof digester->secret));
     return DE_PAGE_PLAIN;
 }
 
+/*
+ * The next page is fetched while this one is worked on; the CPU's own prefetcher stops at page boundaries. In
+ * two halves, as a whole page's 64 lines are more than a core's outstanding misses. Measured on cold memory
+ * against a loop that only reads: 0.80 of its speed instead of 0.72 without on plain pages, 1.00 instead of
+ * 0.87 where two thirds are zero; one prefetch before each stripe of the hash gave 0.76.
+ */
 void DE_LOOP(digest_batch)(const struct de_digester *digester, const uint8_t *const *pages, size_t count,
                            uint64_t *digests, uint8_t *kinds, uint64_t *keys)
 {
     unsigned k = digester->k;
     for (size_t i = 0; i < count; i++) {
-        if (i + 1 < count)
-            prefetch_page(pages[i + 1]);
+        const uint8_t *next = pages[i + 1 < count ? i + 1 : i];
+        prefetch_range(next, 0, DE_PAGE_SIZE / 2);
         kinds[i] = (uint8_t)digest_page(digester, pages[i], &digests[i]);
+        prefetch_range(next, DE_PAGE_SIZE / 2, DE_PAGE_SIZE);
         if (keys == NULL)
             continue;
         for (unsigned group = 0; group < k; group++)

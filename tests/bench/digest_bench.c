@@ -2,10 +2,10 @@
 /*
  * digest_bench [-r REPEATS] [-p] IMAGE...
  *
- * How near to memory speed is the digest (same-filled test, XXH3-64 and (2,1) keys)? Peer: a plain AVX2 loop that
- * only reads the same memory. Two sets: the images as they are (mapped files), and an anonymous copy of their
- * non-zero pages only. The two loops alternate, so that a noisy neighbour hits both; medians are printed as one line
- * of JSON. -p: the portable path. Exit 1 on bad use.
+ * How near to memory speed is the digest (same-filled test, XXH3-64 and (2,1) keys)? Peer: a plain AVX2 loop
+ * that only reads the same memory. Two sets: the images as they are (mapped files), and an anonymous copy of
+ * their non-zero pages only. The two loops alternate, so that a noisy neighbour hits both; medians are
+ * printed as one line of JSON. -p: the portable path. Exit 1 on bad use.
  */
 #include <diffengine/digest.h>
 #include <diffengine/status.h>
@@ -104,7 +104,8 @@ static void *run_job(void *argument)
     struct output *output = checked(calloc(1, sizeof *output));
     pthread_barrier_wait(job->start);
     job->begin_s = now_s();
-    sink = job->digester == NULL ? read_pages(pages, count) : digest_pages(job->digester, pages, count, output);
+    sink =
+        job->digester == NULL ? read_pages(pages, count) : digest_pages(job->digester, pages, count, output);
     job->end_s = now_s();
     free(output);
     return NULL;
@@ -174,7 +175,8 @@ static void add_image(struct page_set *set, const char *path)
     if (fd < 0 || fstat(fd, &status) != 0 || status.st_size < (off_t)DE_PAGE_SIZE)
         die("cannot use image", path);
     size_t count = (size_t)status.st_size / DE_PAGE_SIZE;
-    const uint8_t *bytes = checked(mmap(NULL, count * DE_PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0));
+    const uint8_t *bytes =
+        checked(mmap(NULL, count * DE_PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0));
     close(fd);
     set->pages = checked(realloc(set->pages, (set->count + count) * sizeof *set->pages));
     for (size_t i = 0; i < count; i++)
@@ -219,8 +221,8 @@ int main(int argc, char **argv)
     struct de_digester *digester;
     if (de_digester_create(0x5eed, BENCH_K, BENCH_S, &digester) != DE_OK)
         die("cannot make", "a digester");
-    printf("{\"benchmark\": \"digest\", \"path\": \"%s\", \"k\": %u, \"s\": %u, \"repeats\": %u, ", de_digest_path(),
-           BENCH_K, BENCH_S, repeats);
+    printf("{\"benchmark\": \"digest\", \"path\": \"%s\", \"k\": %u, \"s\": %u, \"repeats\": %u, ",
+           de_digest_path(), BENCH_K, BENCH_S, repeats);
     bench_set(&images, digester, repeats);
     printf(", ");
     bench_set(&nonzero, digester, repeats);
