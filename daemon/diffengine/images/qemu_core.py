@@ -22,7 +22,7 @@ def qemu_core_layout(file: UntrustedFile, header: FileHeader) -> Layout:
     """The pages that the segments hold, by physical address, each once.
 
     A dump with paging=on lists a physical page once per virtual mapping, all with the same place in the file.
-    Only bytes in the file count (p_filesz): what QEMU's p_memsz has beyond them was not stored. Of a page that
+    Only bytes in the file count (p_filesz): what QEMU's p_memsz has beyond them is not stored. Of a page that
     the segments hold only a part of, as a dump of a chosen range may at its ends, nothing is used.
     """
     paddr, offset, filesz = _stored_segments(file, header)
