@@ -23,9 +23,14 @@ void de_compress_free(struct de_compress_context *context);
  * Compress one page.
  * @return bytes written, or 0 if the result does not fit @p capacity (an incompressible page: keep it raw).
  */
-size_t de_compress_page(struct de_compress_context *context, const uint8_t *page, uint8_t *out, size_t capacity);
+size_t de_compress_page(struct de_compress_context *context, const uint8_t *page, uint8_t *out,
+                        size_t capacity);
 
-/** @return DE_OK and a full page, or DE_CORRUPT. Safe on any input. */
+/**
+ * Decompress what de_compress_page() wrote with any level of the same compressor: one LZ4 block, or one zstd
+ * frame without magic, content size or checksum, and nothing behind it. No allocation.
+ * @return DE_OK and a full page, or DE_CORRUPT. Safe on any input.
+ */
 int de_decompress_page(struct de_compress_context *context, const uint8_t *untrusted_bytes, size_t count,
                        uint8_t *page);
 

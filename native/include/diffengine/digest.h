@@ -26,12 +26,12 @@ struct de_digester;
 
 /**
  * HashSimilarityDetector(k, s)'s sampling (section 4.2 of the paper) and the digest's seed.
- * @param seed Keys every hash and chooses the k*s block offsets (64-byte aligned, all different). Random per run, so
- *             that a guest can't aim at collisions; equal seeds give equal results on every CPU.
+ * @param seed Keys every hash and chooses the k*s block offsets (64-byte aligned, all different). Random per
+ * run, so that a guest can't aim at collisions; equal seeds give equal results on every CPU.
  * @param k    Keys per page, 0 (no fingerprints at all) to DE_DIGEST_MAX_KEYS.
  * @param s    Block hashes per key; k * s <= DE_DIGEST_MAX_BLOCKS, s >= 1.
  * @param[out] digester Owned by the caller, freed with de_digester_free().
- * @return DE_OK, DE_INVALID or DE_NO_MEMORY.
+ * @return DE_OK, DE_INVALID (k or s out of range; nothing is written) or DE_NO_MEMORY.
  */
 int de_digester_create(uint64_t seed, unsigned k, unsigned s, struct de_digester **digester);
 void de_digester_free(struct de_digester *digester);
@@ -40,12 +40,15 @@ void de_digester_free(struct de_digester *digester);
 const uint16_t *de_digester_offsets(const struct de_digester *digester);
 
 /**
- * Digest @p count pages.
- * @param[out] digests count seeded XXH3-64 hashes of whole pages. A zero page's digest is 0, a same-filled page's
- *                     is a hash of its word; a plain page's is never 0.
+ * Digest @p count pages. The hash of a page is XXH3_64bits_withSecret() with a 192-byte secret that
+ * XXH3_generateSecret() made of the seed's 8 bytes; that of a word or a block is XXH3_64bits_withSeed(); a
+ * group's key is the same over the group's index and its s block hashes, as 64-bit words.
+ *
+ * @param[out] digests count seeded XXH3-64 hashes of whole pages. A zero page's digest is 0, a same-filled
+ * page's is a hash of its word; a plain page's is never 0.
  * @param[out] kinds   count values of enum de_page_kind.
- * @param[out] keys    count * k 64-bit keys, page by page; 0 = "not to be indexed" (zero and same-filled pages, and
- *                     keys with a block of a single repeated byte, which match everything). NULL to skip them.
+ * @param[out] keys    count * k 64-bit keys, page by page; 0 = "not to be indexed" (zero and same-filled
+ * pages, and keys with a block of a single repeated byte, which match everything). NULL to skip them.
  */
 void de_digest_batch(const struct de_digester *digester, const uint8_t *const *pages, size_t count,
                      uint64_t *digests, uint8_t *kinds, uint64_t *keys);
@@ -53,7 +56,8 @@ void de_digest_batch(const struct de_digester *digester, const uint8_t *const *p
 /** Byte-for-byte equality of @p count pairs: equal[i] = (left[i] has right[i]'s 4096 bytes). */
 void de_compare_batch(const uint8_t *const *left, const uint8_t *const *right, size_t count, bool *equal);
 
-/** A 32-bit checksum of one page, as the store keeps it for every object. Unseeded: it guards against damage. */
+/** A 32-bit checksum of one page, as the store keeps it for every object. Unseeded: it guards against damage.
+ */
 uint32_t de_page_checksum(const uint8_t *page);
 
 /** The name of the code path chosen on this CPU: "avx2" or "portable". */

@@ -223,6 +223,25 @@ static void test_one_byte_anywhere_makes_a_plain_page(void)
     de_digester_free(digester);
 }
 
+/* Only a block of nothing but one byte has no key: one other byte, wherever, gives it one. */
+static void test_one_byte_anywhere_makes_a_block_indexed(void)
+{
+    uint8_t page[DE_PAGE_SIZE];
+    const uint8_t *address = page;
+    struct de_digester *digester = make_digester(9, 1, 1);
+    uint8_t *block = page + de_digester_offsets(digester)[0];
+    for (unsigned i = 0; i < DE_BLOCK_SIZE; i++) {
+        fill_at_random(page);
+        memset(block, (int)i, DE_BLOCK_SIZE);
+        for (unsigned portable = 0; portable < 2; portable++)
+            CHECK_EQ(digest(digester, &address, 1, portable).keys[0], 0);
+        block[i] ^= 1;
+        for (unsigned portable = 0; portable < 2; portable++)
+            CHECK(digest(digester, &address, 1, portable).keys[0] != 0);
+    }
+    de_digester_free(digester);
+}
+
 static void test_any_batching_gives_the_same(void)
 {
     struct de_digester *digester = make_digester(random_word(), 3, 2);
@@ -405,6 +424,7 @@ int main(void)
 {
     test_matches_libxxhash_on_both_paths();
     test_one_byte_anywhere_makes_a_plain_page();
+    test_one_byte_anywhere_makes_a_block_indexed();
     test_any_batching_gives_the_same();
     test_keys_may_be_left_out();
     test_a_key_depends_on_its_blocks_only();
