@@ -122,7 +122,7 @@ void de_vcpu_free(struct de_vcpu *vcpu);
 /** Each fault's duration goes to samples_ns[faults % capacity] from now on. Owned by the caller. */
 void de_vcpu_sample(struct de_vcpu *vcpu, uint64_t *samples_ns, size_t capacity);
 void de_vcpu_statistics(const struct de_vcpu *vcpu, struct de_vcpu_statistics *statistics);
-/** Make the access that blocks now, and every later one, return -EINTR. Any thread. */
+/** Make the access that blocks now, and every later one that would, return -EINTR. Any thread. */
 void de_vcpu_kick(struct de_vcpu *vcpu);
 
 /**

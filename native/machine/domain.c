@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Domains: created, paused, crashed, accounted for, destroyed. */
+#include "internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/** gfns that a destroy releases before it lets others have the lock. */
+#define DESTROY_BATCH 64u
+
+struct domain *domain_find(struct de_machine *machine, uint16_t id)
+{
+    if (!id || id >= machine->next_domain)
+        return NULL;
+    struct domain *domain = machine->domains[id];
+    return domain && !domain->dying ? domain : NULL;
+}
+
+uint64_t domain_private(const struct domain *domain)
+{
+    return domain->type_count[DE_P2M_RAM_RW] + domain->type_count[DE_P2M_PAGING_OUT] +
+           domain->paging_in_frames;
+}
+
+static void domain_free(struct domain *domain)
+{
+    if (!domain)
+        return;
+    free((void *)domain->p2m);
+    wait_queue_destroy(&domain->slots);
+    free(domain);
+}
+
+void domain_put(struct domain *domain)
+{
+    if (--domain->references == 0)
+        domain_free(domain);
+}
+
+static struct domain *domain_allocate(uint32_t gfns)
+{
+    struct domain *domain = calloc(1, sizeof *domain);
+    if (!domain)
+        return NULL;
+    if (wait_queue_init(&domain->slots)) {
+        free(domain);
+        return NULL;
+    }
+    domain->gfns = gfns;
+    domain->references = 1;
+    domain->type_count[DE_P2M_INVALID] = gfns;
+    domain->p2m = malloc(gfns * sizeof *domain->p2m);
+    if (!domain->p2m) {
+        domain_free(domain);
+        return NULL;
+    }
+    for (uint32_t gfn = 0; gfn < gfns; gfn++)
+        atomic_init(&domain->p2m[gfn], (uint64_t)DE_P2M_INVALID | (uint64_t)FRAME_NONE << 8);
+    return domain;
+}
+
+int de_machine_domain_create(struct de_machine *machine, uint32_t gfns, uint16_t *id)
+{
+    if (!gfns)
+        return -EINVAL;
+    struct domain *domain = domain_allocate(gfns);
+    if (!domain)
+        return -ENOMEM;
+    pthread_mutex_lock(&machine->lock);
+    bool room = machine->next_domain <= DE_MACHINE_MAX_DOMAIN_ID;
+    if (room) {
+        domain->id = machine->next_domain++;
+        machine->domains[domain->id] = domain;
+        *id = domain->id;
+    }
+    pthread_mutex_unlock(&machine->lock);
+    if (room)
+        return 0;
+    domain_free(domain);
+    return -ENOMEM;
+}
+
+static void wake_everyone(struct domain *domain)
+{
+    for (size_t i = 0; i < DE_MACHINE_MAX_VCPUS; i++)
+        if (domain->vcpus[i])
+            block_wake(&domain->vcpus[i]->wake);
+    block_wake(&domain->slots);
+}
+
+/* Set `halted` and wait until no vCPU is in the middle of an access: from here on each of them needs the
+ * lock. */
+static void halt(struct domain *domain)
+{
+    atomic_store(&domain->halted, true);
+    for (size_t i = 0; i < DE_MACHINE_MAX_VCPUS; i++)
+        while (domain->vcpus[i] && atomic_load(&domain->vcpus[i]->accessing))
+            block_yield();
+}
+
+void domain_crash(struct domain *domain, const char *format, uint32_t gfn)
+{
+    if (domain->crash[0])
+        return;
+    char reason[CRASH_TEXT_BYTES];
+    snprintf(reason, sizeof reason, format, gfn);
+    snprintf(domain->crash, sizeof domain->crash, "domain %u crashed: %.90s", domain->id, reason);
+    halt(domain);
+    wake_everyone(domain);
+}
+
+void domain_drop_gfn(struct de_machine *machine, struct domain *domain, uint32_t gfn)
+{
+    uint64_t entry = p2m_get(domain, gfn);
+    uint32_t frame = entry_frame(entry);
+    p2m_set(machine, domain, gfn, DE_P2M_INVALID, FRAME_NONE);
+    if (entry_type(entry) == DE_P2M_SHARED)
+        share_leave(machine, domain, gfn, frame);
+    else if (frame != FRAME_NONE)
+        frame_put(machine, frame);
+}
+
+/* Frames go batch by batch: other domains' faults must not wait for a whole guest to be torn down. */
+static void release_memory(struct de_machine *machine, struct domain *domain)
+{
+    for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
+        domain_drop_gfn(machine, domain, gfn);
+        if (gfn % DESTROY_BATCH == DESTROY_BATCH - 1) {
+            pthread_mutex_unlock(&machine->lock);
+            block_yield();
+            pthread_mutex_lock(&machine->lock);
+        }
+    }
+}
+
+int de_machine_domain_destroy(struct de_machine *machine, uint16_t id)
+{
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = domain_find(machine, id);
+    if (!domain) {
+        pthread_mutex_unlock(&machine->lock);
+        return -ESRCH;
+    }
+    domain->dying = true;
+    halt(domain);
+    wake_everyone(domain);
+    pending_remove(machine, domain);
+    machine->claimed -= domain->claimed;
+    domain->claimed = 0;
+    release_memory(machine, domain);
+    machine->domains[id] = NULL;
+    domain_put(domain);
+    pthread_mutex_unlock(&machine->lock);
+    return 0;
+}
+
+int de_machine_domain_pause(struct de_machine *machine, uint16_t id)
+{
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = domain_find(machine, id);
+    if (domain) {
+        domain->pause_count++;
+        halt(domain);
+    }
+    pthread_mutex_unlock(&machine->lock);
+    return domain ? 0 : -ESRCH;
+}
+
+int de_machine_domain_unpause(struct de_machine *machine, uint16_t id)
+{
+    int error = 0;
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = domain_find(machine, id);
+    if (!domain)
+        error = -ESRCH;
+    else if (!domain->pause_count)
+        error = -EINVAL;
+    else if (--domain->pause_count == 0) {
+        atomic_store(&domain->halted, domain->crash[0] != '\0');
+        wake_everyone(domain);
+    }
+    pthread_mutex_unlock(&machine->lock);
+    return error;
+}
+
+int de_machine_domain_crash_reason(struct de_machine *machine, uint16_t id, char *text, size_t capacity)
+{
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = domain_find(machine, id);
+    if (domain && capacity)
+        snprintf(text, capacity, "%s", domain->crash);
+    pthread_mutex_unlock(&machine->lock);
+    return domain ? 0 : -ESRCH;
+}
+
+int de_machine_domain_account(struct de_machine *machine, uint16_t id,
+                              struct de_domain_accounting *accounting)
+{
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = domain_find(machine, id);
+    if (domain) {
+        const uint64_t *count = domain->type_count;
+        *accounting = (struct de_domain_accounting){
+            .gfns = domain->gfns,
+            .holes = count[DE_P2M_INVALID],
+            .private_gfns = domain_private(domain),
+            .shared_gfns = count[DE_P2M_SHARED],
+            .paged = count[DE_P2M_PAGED] + count[DE_P2M_PAGING_IN] - domain->paging_in_frames,
+            .nominated = count[DE_P2M_PAGING_OUT],
+            .claimed = domain->claimed,
+            .cow_breaks = domain->cow_breaks,
+            .paging_events = domain->ring.put,
+            .slot_waits = domain->slot_waits,
+            .answers_dropped = domain->answers_dropped,
+        };
+    }
+    pthread_mutex_unlock(&machine->lock);
+    return domain ? 0 : -ESRCH;
+}

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/**
+ * @file internal.h
+ * The machine's own data. One lock guards all of it, with a single exception: a vCPU reads a resident page
+ * without it.
+ *
+ * That exception works like a TLB and its shoot-down. A vCPU announces the gfn it is about to access
+ * (`accessing`), then reads the p2m entry, copies, and takes the announcement back. Whoever takes rights away
+ * from an entry changes it first and then waits until no vCPU of the domain announces that gfn (p2m_set):
+ * later accesses see the new entry.
+ */
+#ifndef DIFFENGINE_MACHINE_INTERNAL_H
+#define DIFFENGINE_MACHINE_INTERNAL_H
+
+#include "block.h"
+
+#include <diffengine/machine.h>
+#include <stdatomic.h>
+
+#define FRAME_NONE UINT32_MAX
+#define CRASH_TEXT_BYTES 128u
+
+struct sharer {
+    uint16_t domain;
+    uint32_t gfn;
+};
+
+/** A shared frame's gfns. The handle is never reused, so an old one is recognised as stale. */
+struct share {
+    uint64_t handle;
+    uint32_t count;
+    uint32_t capacity;
+    struct sharer sharers[];
+};
+
+struct frame {
+    uint32_t references; /**< 1 for being allocated, 1 per mapping; 0: free */
+    struct share *share; /**< NULL: not shared */
+};
+
+/** Requests and answers, both counted for ever; slot i % DE_RING_SLOTS is in use from put to answer. */
+struct ring {
+    bool enabled;
+    uint64_t put;
+    uint64_t taken;
+    uint64_t answered;
+    unsigned waiters;
+    struct de_vm_event slots[DE_RING_SLOTS];
+};
+
+struct domain {
+    uint16_t id;
+    bool dying;
+    uint32_t gfns;
+    _Atomic(uint64_t) *p2m; /**< type | frame << 8 */
+    atomic_bool halted;     /**< paused, crashed or dying: what a vCPU looks at without the lock */
+    unsigned pause_count;
+    unsigned references; /**< the domain table, each vCPU, a destroy under way */
+    uint64_t type_count[6];
+    uint64_t paging_in_frames; /**< paging_in gfns that still have their frame */
+    uint64_t claimed;
+    uint64_t cow_breaks;
+    uint64_t slot_waits;
+    uint64_t answers_dropped;
+    struct ring ring;
+    struct wait_queue slots; /**< vCPUs waiting for a free slot */
+    bool pending;            /**< in the machine's list of domains with events */
+    struct domain *next_pending;
+    struct de_vcpu *vcpus[DE_MACHINE_MAX_VCPUS];
+    char crash[CRASH_TEXT_BYTES]; /**< "" = not crashed */
+};
+
+struct de_vcpu {
+    _Alignas(64) _Atomic(uint64_t) accessing; /**< gfn + 1 while it copies, else 0; written on every access */
+    struct de_machine *machine;
+    struct domain *domain;
+    uint32_t id;
+    unsigned pause_count;
+    bool kicked;
+    struct wait_queue wake; /**< it sleeps here while it or its domain is paused */
+    struct de_vcpu_statistics statistics;
+    uint64_t *samples_ns;
+    size_t sample_capacity;
+};
+
+struct de_machine {
+    pthread_mutex_t lock;
+    int fd;
+    uint32_t frame_count;
+    uint8_t *memory;
+    struct frame *frames;
+    uint32_t *free_frames; /**< a stack */
+    uint32_t free_count;
+    uint64_t claimed;
+    uint64_t mapped;
+    uint64_t shared_frames;
+    uint64_t shared_gfns;
+    uint64_t paged;
+    uint64_t share_bytes;
+    uint64_t next_handle;
+    struct domain **domains; /**< by id, up to next_domain */
+    uint16_t next_domain;
+    struct domain *first_pending;
+    struct domain *last_pending;
+    bool interrupted;
+    struct wait_queue events; /**< the pager sleeps here */
+};
+
+/* All functions below: the machine's lock is held. */
+
+/* frames.c */
+static inline uint8_t *frame_address(const struct de_machine *machine, uint32_t frame)
+{
+    return machine->memory + (size_t)frame * DE_PAGE_SIZE;
+}
+/** A frame for the domain with unspecified content, on the domain's claim if it has one; FRAME_NONE: none to
+ * have. */
+uint32_t frame_allocate(struct de_machine *machine, struct domain *domain);
+void frame_put(struct de_machine *machine, uint32_t frame);
+
+/* p2m.c */
+static inline enum de_p2m_type entry_type(uint64_t entry)
+{
+    return (enum de_p2m_type)(entry & 0xff);
+}
+static inline uint32_t entry_frame(uint64_t entry)
+{
+    return (uint32_t)(entry >> 8);
+}
+static inline uint64_t p2m_get(const struct domain *domain, uint32_t gfn)
+{
+    return atomic_load(&domain->p2m[gfn]);
+}
+/** Change an entry, keep the counts, and wait for vCPUs that still use the old one. */
+void p2m_set(struct de_machine *machine, struct domain *domain, uint32_t gfn, enum de_p2m_type type,
+             uint32_t frame);
+
+/* domain.c */
+struct domain *domain_find(struct de_machine *machine, uint16_t id); /**< NULL: none, or dying */
+void domain_put(struct domain *domain);
+void domain_crash(struct domain *domain, const char *format, uint32_t gfn);
+uint64_t domain_private(const struct domain *domain);
+/** Take the frame (if any) out of a gfn, which becomes a hole. */
+void domain_drop_gfn(struct de_machine *machine, struct domain *domain, uint32_t gfn);
+void pending_remove(struct de_machine *machine, struct domain *domain);
+
+/* sharing.c */
+/** Make a shared gfn private: in place if it is the frame's only one, else by copy. 0 or -ENOMEM. */
+int share_break(struct de_machine *machine, struct domain *domain, uint32_t gfn);
+/** Take one gfn off its shared frame, which goes with the last. The p2m entry is the caller's. */
+void share_leave(struct de_machine *machine, struct domain *domain, uint32_t gfn, uint32_t frame);
+
+/* ring.c */
+/** Wait for a free slot. 0; -EBUSY: full, and @p vcpu is NULL (dom0 can't wait); -EOPNOTSUPP: no ring; or as
+ * vcpu_wait(). */
+int ring_claim_slot(struct de_machine *machine, struct domain *domain, struct de_vcpu *vcpu);
+void ring_put(struct de_machine *machine, struct domain *domain, const struct de_vm_event *event);
+
+/* paging.c */
+/**
+ * Ask for a page on behalf of a vCPU (then paused), or of dom0 (NULL), as p2m_mem_paging_populate() does.
+ * No ring: the domain crashes. 0, or as ring_claim_slot().
+ */
+int paging_populate(struct de_machine *machine, struct domain *domain, uint32_t gfn, struct de_vcpu *vcpu);
+
+/* vcpu.c */
+/** Sleep until this vCPU may run. 0, -ESHUTDOWN or -EINTR. */
+int vcpu_wait(struct de_vcpu *vcpu);
+/** 0, -ESHUTDOWN or -EINTR without sleeping. */
+int vcpu_stopped(const struct de_vcpu *vcpu);
+
+/* Operations of hypervisor.h, with the machine as context; they take the lock themselves. */
+int machine_paging_enable(void *context, uint16_t domain);
+int machine_paging_disable(void *context, uint16_t domain);
+int machine_paging_nominate(void *context, uint16_t domain, uint32_t gfn);
+int machine_paging_evict(void *context, uint16_t domain, uint32_t gfn);
+int machine_paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page);
+int machine_share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle);
+int machine_share(void *context, uint16_t source, uint32_t source_gfn, uint64_t source_handle,
+                  uint16_t client, uint32_t client_gfn, uint64_t client_handle);
+int machine_ring_take(void *context, uint16_t domain, struct de_vm_event *event);
+int machine_ring_answer(void *context, uint16_t domain, const struct de_vm_event *answer);
+int machine_ring_wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity);
+void machine_ring_interrupt(void *context);
+
+#endif

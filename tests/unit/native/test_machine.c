@@ -1,0 +1,969 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The embedded machine against Xen's behaviour: each error, each transition, and what must hold under
+ * threads. */
+#include "check.h"
+
+#include <diffengine/machine.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#define WAIT_STEP_NS 200000
+
+static struct de_machine *machine;
+static struct de_hypervisor hypervisor;
+
+#define HV(operation, ...) hypervisor.operations->operation(hypervisor.context, ##__VA_ARGS__)
+
+static void start(uint32_t frames)
+{
+    CHECK_EQ(de_machine_create(frames, &machine), 0);
+    hypervisor = de_machine_hypervisor(machine);
+}
+
+static struct de_machine_accounting account(void)
+{
+    struct de_machine_accounting accounting;
+    de_machine_account(machine, &accounting);
+    CHECK_EQ(accounting.used + accounting.free, accounting.frames);
+    return accounting;
+}
+
+static struct de_domain_accounting account_domain(uint16_t domain)
+{
+    struct de_domain_accounting accounting;
+    CHECK_EQ(de_machine_domain_account(machine, domain, &accounting), 0);
+    CHECK_EQ(accounting.holes + accounting.private_gfns + accounting.shared_gfns + accounting.paged,
+             accounting.gfns);
+    return accounting;
+}
+
+/* All frames are free again: nothing leaked. */
+static void finish(void)
+{
+    for (uint16_t id = 1; id < 64; id++)
+        de_machine_domain_destroy(machine, id);
+    struct de_machine_accounting left = account();
+    CHECK_EQ(left.used, 0);
+    CHECK_EQ(left.claimed, 0);
+    CHECK_EQ(left.mapped, 0);
+    CHECK_EQ(left.shared_frames, 0);
+    CHECK_EQ(left.sharing_saved, 0);
+    CHECK_EQ(left.paged, 0);
+    CHECK_EQ(left.metadata_bytes, 0);
+    struct stat file;
+    CHECK_EQ(fstat(de_machine_fd(machine), &file), 0);
+    CHECK_EQ(file.st_blocks, 0);
+    de_machine_free(machine);
+}
+
+/* A domain whose gfn i is filled with byte fill + i. */
+static uint16_t make_domain(uint32_t gfns, uint8_t first)
+{
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, gfns, &domain), 0);
+    for (uint32_t gfn = 0; gfn < gfns; gfn++) {
+        uint8_t page[DE_PAGE_SIZE];
+        const uint8_t *pages[] = {page};
+        int32_t error;
+        memset(page, first + (int)gfn, sizeof page);
+        CHECK_EQ(de_machine_populate(machine, domain, &gfn, pages, 1, &error), 1);
+        CHECK_EQ(error, 0);
+    }
+    return domain;
+}
+
+static int map_one(uint16_t domain, bool writable, uint32_t gfn, uint8_t **page)
+{
+    int32_t error = 1;
+    int mapped = de_machine_map(machine, domain, writable, &gfn, 1, page, &error);
+    CHECK_EQ(mapped, error == 0);
+    CHECK((*page != NULL) == (error == 0));
+    return error;
+}
+
+static void unmap_one(const uint8_t *page)
+{
+    de_machine_unmap(machine, &page, 1);
+}
+
+static uint8_t first_byte(uint16_t domain, uint32_t gfn)
+{
+    uint8_t *page;
+    CHECK_EQ(map_one(domain, false, gfn, &page), 0);
+    uint8_t byte = page[0];
+    CHECK_EQ(page[DE_PAGE_SIZE - 1], byte);
+    unmap_one(page);
+    return byte;
+}
+
+static void pause_briefly(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = WAIT_STEP_NS}, NULL);
+}
+
+/* One access on a thread of its own, so that it may block. */
+struct access {
+    struct de_vcpu *vcpu;
+    uint32_t gfn;
+    bool write;
+    uint8_t value;
+    int result;
+    atomic_bool done;
+    pthread_t thread;
+};
+
+static void *access_thread(void *argument)
+{
+    struct access *access = argument;
+    access->result = access->write ? de_machine_guest_write(access->vcpu, access->gfn, 0, &access->value, 1)
+                                   : de_machine_guest_read(access->vcpu, access->gfn, 0, &access->value, 1);
+    atomic_store(&access->done, true);
+    return NULL;
+}
+
+static void access_start(struct access *access)
+{
+    atomic_store(&access->done, false);
+    CHECK_EQ(pthread_create(&access->thread, NULL, access_thread, access), 0);
+}
+
+static int access_join(struct access *access)
+{
+    pthread_join(access->thread, NULL);
+    return access->result;
+}
+
+/* The next event of a domain, waiting for it. */
+static struct de_vm_event next_event(uint16_t domain)
+{
+    struct de_vm_event event;
+    int taken;
+    while ((taken = HV(ring_take, domain, &event)) == 0)
+        pause_briefly();
+    CHECK_EQ(taken, 1);
+    CHECK_EQ(event.version, DE_VM_EVENT_VERSION);
+    CHECK_EQ(event.reason, DE_VM_EVENT_REASON_PAGING);
+    return event;
+}
+
+static void no_event(uint16_t domain)
+{
+    struct de_vm_event event;
+    CHECK_EQ(HV(ring_take, domain, &event), 0);
+}
+
+static void evict(uint16_t domain, uint32_t gfn)
+{
+    CHECK_EQ(HV(paging_nominate, domain, gfn), 0);
+    CHECK_EQ(HV(paging_evict, domain, gfn), 0);
+}
+
+static void test_arguments(void)
+{
+    struct de_machine *none;
+    CHECK_EQ(de_machine_create(0, &none), -EINVAL);
+    start(8);
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, 0, &domain), -EINVAL);
+    domain = make_domain(4, 1);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, 99, &vcpu), -ESRCH);
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    uint8_t bytes[8];
+    CHECK_EQ(de_machine_guest_read(vcpu, 0, DE_PAGE_SIZE - 7, bytes, 8), -EINVAL);
+    CHECK_EQ(de_machine_guest_read(vcpu, 0, UINT32_MAX, bytes, 2), -EINVAL);
+    CHECK_EQ(de_machine_guest_read(vcpu, 4, 0, bytes, 8), -EFAULT);
+    CHECK_EQ(de_machine_guest_read(vcpu, 3, DE_PAGE_SIZE - 8, bytes, 8), 0);
+    CHECK_EQ(bytes[7], 4);
+    uint64_t handle;
+    struct de_vm_event event = {.version = DE_VM_EVENT_VERSION};
+    CHECK_EQ(HV(paging_nominate, 99, 0), -ESRCH);
+    CHECK_EQ(HV(paging_evict, 99, 0), -ESRCH);
+    CHECK_EQ(HV(paging_load, 99, 0, bytes), -ESRCH);
+    CHECK_EQ(HV(share_nominate, 99, 0, &handle), -ESRCH);
+    CHECK_EQ(HV(share, 99, 0, 1, domain, 0, 1), -ESRCH);
+    CHECK_EQ(HV(ring_take, 99, &event), -ESRCH);
+    CHECK_EQ(HV(ring_take, domain, &event), -EINVAL);
+    CHECK_EQ(HV(ring_answer, domain, &event), -EINVAL);
+    CHECK_EQ(HV(paging_enable, 99), -ESRCH);
+    CHECK_EQ(HV(pause, 99), -ESRCH);
+    CHECK_EQ(HV(unpause, domain), -EINVAL);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 4), -EINVAL);
+    CHECK_EQ(HV(paging_nominate, domain, 4), -EBUSY);
+    CHECK_EQ(HV(paging_load, domain, 4, bytes), -ENOENT);
+    CHECK_EQ(HV(share_nominate, domain, 4, &handle), -EINVAL);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
+static void test_populate_and_frames(void)
+{
+    start(4);
+    uint16_t domain = make_domain(3, 10);
+    int32_t errors[3];
+    uint32_t gfns[] = {0, 7, 3};
+    CHECK_EQ(de_machine_populate(machine, domain, gfns, NULL, 2, errors), 0);
+    CHECK_EQ(errors[0], -EEXIST);
+    CHECK_EQ(errors[1], -EINVAL);
+    uint16_t other;
+    CHECK_EQ(de_machine_domain_create(machine, 3, &other), 0);
+    CHECK_EQ(de_machine_populate(machine, other, NULL, NULL, 3, errors), 1);
+    CHECK_EQ(errors[0], 0);
+    CHECK_EQ(errors[1], -ENOMEM);
+    CHECK_EQ(errors[2], -ENOMEM);
+    CHECK_EQ(first_byte(other, 0), 0);
+    struct stat file;
+    CHECK_EQ(fstat(de_machine_fd(machine), &file), 0);
+    CHECK_EQ(file.st_blocks * 512, 4 * DE_PAGE_SIZE);
+    /* A destroyed domain's frames are holes in the file, except the one that dom0 still has. */
+    uint8_t *page;
+    CHECK_EQ(map_one(domain, false, 1, &page), 0);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), -ESRCH);
+    CHECK_EQ(account().free, 2);
+    CHECK_EQ(page[5], 11);
+    CHECK_EQ(fstat(de_machine_fd(machine), &file), 0);
+    CHECK_EQ(file.st_blocks * 512, 2 * DE_PAGE_SIZE);
+    unmap_one(page);
+    CHECK_EQ(account().free, 3);
+    finish();
+}
+
+static void test_claims(void)
+{
+    start(8);
+    uint16_t a = make_domain(2, 1);
+    uint16_t b;
+    CHECK_EQ(de_machine_domain_create(machine, 8, &b), 0);
+    CHECK_EQ(de_machine_claim(machine, 99, 1), -ESRCH);
+    CHECK_EQ(de_machine_claim(machine, a, 2), -EINVAL);
+    CHECK_EQ(de_machine_claim(machine, a, 9), -ENOMEM);
+    CHECK_EQ(de_machine_claim(machine, a, 4), 0);
+    CHECK_EQ(de_machine_claim(machine, a, 5), -EINVAL);
+    CHECK_EQ(account().claimed, 2);
+    int32_t errors[8];
+    CHECK_EQ(de_machine_claim(machine, b, 5), -ENOMEM);
+    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, errors), 4);
+    CHECK_EQ(errors[4], -ENOMEM);
+    CHECK_EQ(account().free, 2);
+    /* Its own claim is what the claimant draws on: here for a load. */
+    CHECK_EQ(HV(paging_enable, a), 0);
+    evict(a, 0);
+    CHECK_EQ(HV(paging_load, a, 0, (const uint8_t[DE_PAGE_SIZE]){1}), 0);
+    CHECK_EQ(account_domain(a).claimed, 1);
+    CHECK_EQ(de_machine_claim(machine, a, 0), 0);
+    CHECK_EQ(account().claimed, 0);
+    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 2);
+    finish();
+}
+
+static void test_paging_states(void)
+{
+    start(8);
+    uint16_t domain = make_domain(4, 20);
+    uint8_t page[DE_PAGE_SIZE];
+    memset(page, 77, sizeof page);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(HV(paging_enable, domain), -EBUSY);
+    CHECK_EQ(HV(paging_evict, domain, 0), -EBUSY);
+    CHECK_EQ(HV(paging_load, domain, 0, page), -ENOENT);
+    CHECK_EQ(HV(paging_nominate, domain, 0), 0);
+    CHECK_EQ(HV(paging_nominate, domain, 0), -EBUSY);
+    CHECK_EQ(HV(paging_load, domain, 0, page), -ENOENT);
+    CHECK_EQ(account_domain(domain).nominated, 1);
+    /* Mapping a nominated page raises no event; it can't be evicted meanwhile, and can afterwards. */
+    uint8_t *mapped;
+    CHECK_EQ(map_one(domain, false, 0, &mapped), 0);
+    no_event(domain);
+    CHECK_EQ(HV(paging_evict, domain, 0), -EBUSY);
+    unmap_one(mapped);
+    CHECK_EQ(HV(paging_evict, domain, 0), 0);
+    CHECK_EQ(account().free, 5);
+    CHECK_EQ(account_domain(domain).paged, 1);
+    CHECK_EQ(HV(paging_evict, domain, 0), -EBUSY);
+    CHECK_EQ(HV(paging_nominate, domain, 0), -EBUSY);
+    CHECK_EQ(HV(paging_load, domain, 0, NULL), -EINVAL);
+    CHECK_EQ(HV(paging_load, domain, 0, page), 0);
+    CHECK_EQ(HV(paging_load, domain, 0, page), -ENOENT);
+    CHECK_EQ(first_byte(domain, 0), 77);
+    /* A mapping pins against nominating. */
+    CHECK_EQ(map_one(domain, true, 1, &mapped), 0);
+    CHECK_EQ(HV(paging_nominate, domain, 1), -EBUSY);
+    unmap_one(mapped);
+    CHECK_EQ(HV(paging_nominate, domain, 1), 0);
+    CHECK_EQ(HV(paging_disable, domain), 0);
+    finish();
+}
+
+/* Seen on a real Xen: dom0 writes between nominate and evict, the evict succeeds, the write is lost. */
+static void test_write_through_mapping_is_lost(void)
+{
+    start(4);
+    uint16_t domain = make_domain(1, 1);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(HV(paging_nominate, domain, 0), 0);
+    uint8_t *page;
+    CHECK_EQ(map_one(domain, true, 0, &page), 0);
+    page[0] = 99;
+    unmap_one(page);
+    CHECK_EQ(HV(paging_evict, domain, 0), 0);
+    finish();
+}
+
+static void test_map_of_paged_page(void)
+{
+    start(8);
+    uint16_t domain = make_domain(8, 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    uint8_t *pages[3];
+    int32_t errors[3];
+    evict(domain, 1);
+    uint32_t gfns[] = {1, 11, 0};
+    CHECK_EQ(de_machine_map(machine, domain, false, gfns, 3, pages, errors), 1);
+    CHECK_EQ(errors[0], -ENOENT);
+    CHECK_EQ(errors[1], -EINVAL);
+    CHECK_EQ(errors[2], 0);
+    de_machine_unmap(machine, (const uint8_t *const *)pages, 3);
+    /* One populate request, no vCPU paused; a second map asks no more. */
+    struct de_vm_event event = next_event(domain);
+    CHECK_EQ(event.flags, 0);
+    CHECK_EQ(event.gfn, 1);
+    CHECK_EQ(event.p2m_type, DE_P2M_PAGED);
+    CHECK_EQ(map_one(domain, false, 1, &pages[0]), -ENOENT);
+    no_event(domain);
+    /* The answer alone does nothing: the page stays paging_in until a load. */
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 1), DE_P2M_PAGING_IN);
+    CHECK_EQ(HV(paging_nominate, domain, 1), -EBUSY);
+    uint8_t content[DE_PAGE_SIZE] = {5};
+    CHECK_EQ(HV(paging_load, domain, 1, content), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 1), DE_P2M_RAM_RW);
+    CHECK_EQ(HV(ring_answer, domain, &event), -EINVAL);
+    CHECK_EQ(de_machine_map(machine, 99, false, gfns, 3, pages, errors), -ESRCH);
+    finish();
+}
+
+/* dom0's ninth request finds the ring full: it is not queued, and nothing blocks. */
+static void test_full_ring_and_dom0(void)
+{
+    start(16);
+    uint16_t domain = make_domain(9, 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    uint8_t *page;
+    for (uint32_t gfn = 0; gfn < 9; gfn++) {
+        evict(domain, gfn);
+        CHECK_EQ(map_one(domain, false, gfn, &page), -ENOENT);
+    }
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 7), DE_P2M_PAGING_IN);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 8), DE_P2M_PAGED);
+    struct de_vm_event event;
+    for (uint32_t gfn = 0; gfn < 8; gfn++)
+        CHECK_EQ(next_event(domain).gfn, gfn);
+    no_event(domain);
+    /* Taken is not free: a slot stays in use until its answer. */
+    CHECK_EQ(map_one(domain, false, 8, &page), -ENOENT);
+    no_event(domain);
+    event = (struct de_vm_event){.version = DE_VM_EVENT_VERSION};
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    CHECK_EQ(map_one(domain, false, 8, &page), -ENOENT);
+    CHECK_EQ(next_event(domain).gfn, 8);
+    finish();
+}
+
+static void test_fault(void)
+{
+    start(8);
+    uint16_t domain = make_domain(2, 30);
+    struct access access = {.gfn = 0};
+    CHECK_EQ(de_vcpu_create(machine, domain, &access.vcpu), 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    evict(domain, 0);
+    access_start(&access);
+    struct de_vm_event event = next_event(domain);
+    CHECK_EQ(event.flags, DE_VM_EVENT_VCPU_PAUSED);
+    CHECK_EQ(event.paging_flags, 0);
+    CHECK_EQ(event.gfn, 0);
+    /* An answer of a wrong version is dropped: the guest hangs on. */
+    struct de_vm_event bad = event;
+    bad.version = 0;
+    CHECK_EQ(HV(ring_answer, domain, &bad), 0);
+    CHECK_EQ(account_domain(domain).answers_dropped, 1);
+    pause_briefly();
+    CHECK(!atomic_load(&access.done));
+    CHECK_EQ(HV(ring_answer, domain, &event), -EINVAL);
+    de_vcpu_kick(access.vcpu);
+    CHECK_EQ(access_join(&access), -EINTR);
+    de_vcpu_free(access.vcpu);
+
+    /* Answered without a load, the vCPU asks again: a duplicate. */
+    CHECK_EQ(de_vcpu_create(machine, domain, &access.vcpu), 0);
+    uint64_t samples[4] = {0};
+    de_vcpu_sample(access.vcpu, samples, 4);
+    access_start(&access);
+    event = next_event(domain);
+    CHECK_EQ(event.p2m_type, DE_P2M_PAGING_IN);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    event = next_event(domain);
+    uint8_t content[DE_PAGE_SIZE] = {123};
+    CHECK_EQ(HV(paging_load, domain, 0, content), 0);
+    CHECK(!atomic_load(&access.done));
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    CHECK_EQ(access_join(&access), 0);
+    CHECK_EQ(access.value, 123);
+    struct de_vcpu_statistics statistics;
+    de_vcpu_statistics(access.vcpu, &statistics);
+    CHECK_EQ(statistics.faults, 1);
+    CHECK(samples[0] > 0 && samples[0] == statistics.stall_ns);
+    de_vcpu_free(access.vcpu);
+    finish();
+}
+
+static void test_touch_of_nominated_page(void)
+{
+    start(8);
+    uint16_t domain = make_domain(2, 40);
+    struct access access = {.gfn = 1, .write = true, .value = 9};
+    CHECK_EQ(de_vcpu_create(machine, domain, &access.vcpu), 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(HV(paging_nominate, domain, 1), 0);
+    access_start(&access);
+    struct de_vm_event event = next_event(domain);
+    CHECK_EQ(event.paging_flags, DE_PAGING_EVICT_FAIL);
+    CHECK_EQ(event.flags, DE_VM_EVENT_VCPU_PAUSED);
+    CHECK_EQ(HV(paging_evict, domain, 1), -EBUSY);
+    CHECK_EQ(HV(paging_nominate, domain, 1), -EBUSY);
+    /* The frame is there, so it maps without an event; the answer alone makes it ram again, with its content.
+     */
+    CHECK_EQ(first_byte(domain, 1), 41);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    CHECK_EQ(access_join(&access), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 1), DE_P2M_RAM_RW);
+    /* A load of such a page keeps the content, too. */
+    CHECK_EQ(HV(paging_nominate, domain, 1), 0);
+    access_start(&access);
+    event = next_event(domain);
+    CHECK_EQ(HV(paging_load, domain, 1, (const uint8_t[DE_PAGE_SIZE]){0}), 0);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    CHECK_EQ(access_join(&access), 0);
+    uint8_t byte;
+    CHECK_EQ(de_machine_guest_read(access.vcpu, 1, 1, &byte, 1), 0);
+    CHECK_EQ(byte, 41);
+    de_vcpu_free(access.vcpu);
+    finish();
+}
+
+static void test_full_ring_and_vcpus(void)
+{
+    enum { VCPUS = 10 };
+    start(32);
+    uint16_t domain = make_domain(VCPUS, 0);
+    struct access accesses[VCPUS];
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    for (uint32_t i = 0; i < VCPUS; i++) {
+        evict(domain, i);
+        accesses[i] = (struct access){.gfn = i};
+        CHECK_EQ(de_vcpu_create(machine, domain, &accesses[i].vcpu), 0);
+        access_start(&accesses[i]);
+    }
+    while (account_domain(domain).slot_waits < VCPUS - DE_RING_SLOTS)
+        pause_briefly();
+    CHECK_EQ(account_domain(domain).paging_events, DE_RING_SLOTS);
+    CHECK_EQ(HV(paging_disable, domain), -EBUSY);
+    for (uint32_t i = 0; i < VCPUS; i++) {
+        struct de_vm_event event = next_event(domain);
+        uint8_t content[DE_PAGE_SIZE] = {(uint8_t)(100 + event.gfn)};
+        CHECK_EQ(HV(paging_load, domain, event.gfn, content), 0);
+        CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    }
+    for (uint32_t i = 0; i < VCPUS; i++) {
+        CHECK_EQ(access_join(&accesses[i]), 0);
+        CHECK_EQ(accesses[i].value, 100 + i);
+        de_vcpu_free(accesses[i].vcpu);
+    }
+    CHECK_EQ(HV(paging_disable, domain), 0);
+    finish();
+}
+
+static void test_no_ring_crashes(void)
+{
+    start(8);
+    uint16_t domain = make_domain(2, 0);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    evict(domain, 0);
+    CHECK_EQ(HV(paging_disable, domain), 0);
+    char text[64];
+    CHECK_EQ(de_machine_domain_crash_reason(machine, domain, text, sizeof text), 0);
+    CHECK_EQ(text[0], 0);
+    uint8_t byte;
+    CHECK_EQ(de_machine_guest_read(vcpu, 0, 0, &byte, 1), -ESHUTDOWN);
+    CHECK_EQ(de_machine_guest_read(vcpu, 1, 0, &byte, 1), -ESHUTDOWN);
+    CHECK_EQ(de_machine_domain_crash_reason(machine, domain, text, sizeof text), 0);
+    CHECK(strstr(text, "no pager"));
+    de_vcpu_free(vcpu);
+    /* Even a paused domain, when dom0 maps the page. */
+    uint16_t paused = make_domain(1, 0);
+    CHECK_EQ(HV(paging_enable, paused), 0);
+    evict(paused, 0);
+    CHECK_EQ(HV(paging_disable, paused), 0);
+    CHECK_EQ(HV(pause, paused), 0);
+    uint8_t *page;
+    CHECK_EQ(map_one(paused, false, 0, &page), -ENOENT);
+    CHECK_EQ(de_machine_domain_crash_reason(machine, paused, text, sizeof text), 0);
+    CHECK(strstr(text, "no pager"));
+    CHECK_EQ(de_machine_domain_crash_reason(machine, 99, text, sizeof text), -ESRCH);
+    finish();
+}
+
+static void test_load_without_memory(void)
+{
+    start(2);
+    uint16_t a = make_domain(2, 0);
+    CHECK_EQ(HV(paging_enable, a), 0);
+    evict(a, 0);
+    uint16_t b = make_domain(1, 0);
+    CHECK_EQ(HV(paging_load, a, 0, (const uint8_t[DE_PAGE_SIZE]){0}), -ENOMEM);
+    CHECK_EQ(de_machine_p2m_type(machine, a, 0), DE_P2M_PAGED);
+    CHECK_EQ(de_machine_domain_destroy(machine, b), 0);
+    CHECK_EQ(HV(paging_load, a, 0, (const uint8_t[DE_PAGE_SIZE]){0}), 0);
+    finish();
+}
+
+static void test_drop(void)
+{
+    start(8);
+    uint16_t domain = make_domain(4, 50);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(de_machine_guest_release(vcpu, 0), 0);
+    no_event(domain);
+    CHECK_EQ(de_machine_guest_release(vcpu, 0), -EFAULT);
+    CHECK_EQ(de_machine_guest_release(vcpu, 4), -EFAULT);
+    uint8_t byte;
+    CHECK_EQ(de_machine_guest_read(vcpu, 0, 0, &byte, 1), -EFAULT);
+    CHECK_EQ(HV(paging_nominate, domain, 0), -EBUSY);
+    uint64_t handle;
+    CHECK_EQ(HV(share_nominate, domain, 0, &handle), -EINVAL);
+    CHECK_EQ(de_machine_guest_obtain(vcpu, 0), 0);
+    CHECK_EQ(de_machine_guest_obtain(vcpu, 0), -EEXIST);
+    CHECK_EQ(de_machine_guest_obtain(vcpu, 9), -EFAULT);
+    CHECK_EQ(de_machine_guest_read(vcpu, 0, 0, &byte, 1), 0);
+    CHECK_EQ(byte, 0);
+
+    evict(domain, 1);
+    CHECK_EQ(de_machine_guest_release(vcpu, 1), 0);
+    struct de_vm_event event = next_event(domain);
+    CHECK_EQ(event.paging_flags, DE_PAGING_DROP_PAGE);
+    CHECK_EQ(event.flags, 0);
+    CHECK_EQ(event.gfn, 1);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    CHECK_EQ(HV(paging_load, domain, 1, (const uint8_t[DE_PAGE_SIZE]){0}), -ENOENT);
+    CHECK_EQ(account_domain(domain).paged, 0);
+
+    CHECK_EQ(HV(paging_nominate, domain, 2), 0);
+    CHECK_EQ(de_machine_guest_release(vcpu, 2), 0);
+    event = next_event(domain);
+    CHECK_EQ(event.paging_flags, DE_PAGING_DROP_PAGE | DE_PAGING_EVICT_FAIL);
+    CHECK_EQ(HV(paging_evict, domain, 2), -EBUSY);
+    CHECK_EQ(account().used, 2);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
+static void share_two(uint16_t a, uint32_t gfn_a, uint16_t b, uint32_t gfn_b)
+{
+    uint64_t handle_a, handle_b;
+    CHECK_EQ(HV(share_nominate, a, gfn_a, &handle_a), 0);
+    CHECK_EQ(HV(share_nominate, b, gfn_b, &handle_b), 0);
+    CHECK_EQ(HV(share, a, gfn_a, handle_a, b, gfn_b, handle_b), 0);
+}
+
+static void test_sharing(void)
+{
+    start(16);
+    uint16_t a = make_domain(3, 7);
+    uint16_t b = make_domain(3, 7);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, a, &vcpu), 0);
+    uint64_t handle_a, handle_b, again;
+    CHECK_EQ(HV(share_nominate, a, 0, &handle_a), 0);
+    CHECK_EQ(HV(share_nominate, a, 0, &again), 0);
+    CHECK_EQ(handle_a, again);
+    CHECK_EQ(HV(share_nominate, b, 0, &handle_b), 0);
+    CHECK(handle_a != handle_b);
+    CHECK_EQ(account().shared_frames, 2);
+    CHECK_EQ(HV(share, a, 0, handle_a + 100, b, 0, handle_b), DE_SHARE_SOURCE_STALE);
+    CHECK_EQ(HV(share, a, 0, handle_a, b, 0, handle_b + 100), DE_SHARE_CLIENT_STALE);
+    CHECK_EQ(HV(share, a, 1, handle_a, b, 0, handle_b), DE_SHARE_SOURCE_STALE);
+    CHECK_EQ(HV(share, a, 9, handle_a, b, 0, handle_b), DE_SHARE_SOURCE_STALE);
+    CHECK_EQ(HV(share, a, 0, handle_a, b, 0, handle_b), 0);
+    CHECK_EQ(HV(share, a, 0, handle_a, b, 0, handle_a), 0);
+    CHECK_EQ(HV(share, a, 0, handle_a, b, 0, handle_b), DE_SHARE_CLIENT_STALE);
+    struct de_machine_accounting now = account();
+    CHECK_EQ(now.used, 5);
+    CHECK_EQ(now.shared_frames, 1);
+    CHECK_EQ(now.sharing_saved, 1);
+    CHECK(now.metadata_bytes > 0);
+    /* Reads change nothing; a write gives a copy, and the partner keeps its word. */
+    uint8_t byte = 0;
+    CHECK_EQ(de_machine_guest_read(vcpu, 0, 0, &byte, 1), 0);
+    CHECK_EQ(byte, 7);
+    CHECK_EQ(account().used, 5);
+    byte = 200;
+    CHECK_EQ(de_machine_guest_write(vcpu, 0, 0, &byte, 1), 0);
+    CHECK_EQ(account().used, 6);
+    CHECK_EQ(account_domain(a).cow_breaks, 1);
+    CHECK_EQ(first_byte(b, 0), 7);
+    CHECK_EQ(de_machine_p2m_type(machine, a, 0), DE_P2M_RAM_RW);
+    CHECK_EQ(de_machine_p2m_type(machine, b, 0), DE_P2M_SHARED);
+    /* A candidate that is written becomes private in place, and its handle stale. */
+    CHECK_EQ(HV(share_nominate, a, 1, &handle_a), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 1, 0, &byte, 1), 0);
+    CHECK_EQ(account().used, 6);
+    CHECK_EQ(HV(share_nominate, b, 1, &handle_b), 0);
+    CHECK_EQ(HV(share, a, 1, handle_a, b, 1, handle_b), DE_SHARE_SOURCE_STALE);
+    CHECK_EQ(HV(share_nominate, a, 1, &again), 0);
+    CHECK(again != handle_a);
+    CHECK_EQ(HV(share, a, 1, handle_a, b, 1, handle_b), DE_SHARE_SOURCE_STALE);
+    CHECK_EQ(HV(share, b, 1, handle_b, a, 1, handle_a), DE_SHARE_CLIENT_STALE);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
+static void test_sharing_and_mappings(void)
+{
+    start(8);
+    uint16_t a = make_domain(2, 1);
+    uint16_t b = make_domain(2, 1);
+    uint64_t handle;
+    uint8_t *page;
+    CHECK_EQ(map_one(a, false, 0, &page), 0);
+    CHECK_EQ(HV(share_nominate, a, 0, &handle), -E2BIG);
+    unmap_one(page);
+    share_two(a, 0, b, 0);
+    CHECK_EQ(map_one(a, false, 0, &page), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, a, 0), DE_P2M_SHARED);
+    unmap_one(page);
+    /* A read-write map unshares. */
+    CHECK_EQ(account().used, 3);
+    CHECK_EQ(map_one(a, true, 0, &page), 0);
+    CHECK_EQ(account().used, 4);
+    CHECK_EQ(de_machine_p2m_type(machine, a, 0), DE_P2M_RAM_RW);
+    page[0] = 99;
+    unmap_one(page);
+    CHECK_EQ(first_byte(b, 0), 1);
+    /* A client's frame that dom0 has mapped outlives the merge. */
+    uint64_t source, client;
+    CHECK_EQ(HV(share_nominate, a, 1, &source), 0);
+    CHECK_EQ(HV(share_nominate, b, 1, &client), 0);
+    CHECK_EQ(map_one(b, false, 1, &page), 0);
+    CHECK_EQ(HV(share, a, 1, source, b, 1, client), 0);
+    CHECK_EQ(account().used, 4);
+    CHECK_EQ(page[0], 2);
+    unmap_one(page);
+    CHECK_EQ(account().used, 3);
+    finish();
+}
+
+static void test_sharing_and_paging(void)
+{
+    start(8);
+    uint16_t a = make_domain(3, 1);
+    uint16_t b = make_domain(3, 1);
+    uint64_t handle;
+    CHECK_EQ(HV(paging_enable, a), 0);
+    share_two(a, 0, b, 0);
+    CHECK_EQ(HV(paging_nominate, a, 0), -EBUSY);
+    CHECK_EQ(HV(paging_evict, a, 0), -EBUSY);
+    CHECK_EQ(HV(paging_load, a, 0, NULL), -ENOENT);
+    CHECK_EQ(HV(paging_nominate, a, 1), 0);
+    CHECK_EQ(HV(share_nominate, a, 1, &handle), -EINVAL);
+    CHECK_EQ(HV(paging_evict, a, 1), 0);
+    CHECK_EQ(HV(share_nominate, a, 1, &handle), -EINVAL);
+    /* A sharer that goes leaves the other one's page as it is. */
+    CHECK_EQ(de_machine_domain_destroy(machine, a), 0);
+    CHECK_EQ(first_byte(b, 0), 1);
+    CHECK_EQ(account().sharing_saved, 0);
+    CHECK_EQ(account().shared_frames, 1);
+    finish();
+}
+
+static void test_share_limit(void)
+{
+    uint32_t count = DE_SHARE_MAX_GFNS + 1;
+    start(count);
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, count, &domain), 0);
+    CHECK_EQ(de_machine_populate(machine, domain, NULL, NULL, count, NULL), count);
+    for (uint32_t gfn = 1; gfn < DE_SHARE_MAX_GFNS; gfn++)
+        share_two(domain, 0, domain, gfn);
+    CHECK_EQ(account().used, 2);
+    CHECK_EQ(account().sharing_saved, DE_SHARE_MAX_GFNS - 1);
+    uint64_t source, client;
+    CHECK_EQ(HV(share_nominate, domain, 0, &source), 0);
+    CHECK_EQ(HV(share_nominate, domain, count - 1, &client), 0);
+    CHECK_EQ(HV(share, domain, 0, source, domain, count - 1, client), -ENOSPC);
+    CHECK_EQ(account().used, 2);
+    finish();
+}
+
+static void test_cow_without_memory(void)
+{
+    start(3);
+    uint16_t a = make_domain(1, 1);
+    uint16_t b = make_domain(1, 1);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, a, &vcpu), 0);
+    share_two(a, 0, b, 0);
+    uint16_t other = make_domain(2, 1);
+    CHECK_EQ(account().free, 0);
+    uint8_t *page;
+    CHECK_EQ(map_one(b, true, 0, &page), -ENOMEM);
+    CHECK_EQ(de_machine_p2m_type(machine, b, 0), DE_P2M_SHARED);
+    uint8_t byte = 5;
+    CHECK_EQ(de_machine_guest_write(vcpu, 0, 0, &byte, 1), -ESHUTDOWN);
+    char text[128];
+    CHECK_EQ(de_machine_domain_crash_reason(machine, a, text, sizeof text), 0);
+    CHECK(strstr(text, "no free frame"));
+    CHECK_EQ(first_byte(b, 0), 1);
+    CHECK_EQ(de_machine_domain_destroy(machine, other), 0);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
+static void test_pause_and_destroy(void)
+{
+    start(8);
+    uint16_t domain = make_domain(2, 60);
+    struct access access = {.gfn = 0};
+    CHECK_EQ(de_vcpu_create(machine, domain, &access.vcpu), 0);
+    CHECK_EQ(HV(pause, domain), 0);
+    CHECK_EQ(HV(pause, domain), 0);
+    access_start(&access);
+    CHECK_EQ(HV(unpause, domain), 0);
+    pause_briefly();
+    CHECK(!atomic_load(&access.done));
+    CHECK_EQ(HV(unpause, domain), 0);
+    CHECK_EQ(access_join(&access), 0);
+    CHECK_EQ(access.value, 60);
+    /* Destroyed while a vCPU waits for the pager. */
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    evict(domain, 0);
+    access_start(&access);
+    next_event(domain);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    CHECK_EQ(access_join(&access), -ESHUTDOWN);
+    uint8_t byte;
+    CHECK_EQ(de_machine_guest_read(access.vcpu, 1, 0, &byte, 1), -ESHUTDOWN);
+    CHECK_EQ(de_machine_guest_obtain(access.vcpu, 0), -ESHUTDOWN);
+    CHECK_EQ(account().used, 0);
+    de_vcpu_free(access.vcpu);
+    finish();
+}
+
+static void test_wait(void)
+{
+    start(8);
+    uint16_t a = make_domain(1, 0);
+    uint16_t b = make_domain(1, 0);
+    uint16_t ready[4];
+    CHECK_EQ(HV(paging_enable, a), 0);
+    CHECK_EQ(HV(paging_enable, b), 0);
+    CHECK_EQ(HV(wait, 0, ready, 4), 0);
+    CHECK_EQ(HV(wait, 1000, ready, 4), 0);
+    evict(a, 0);
+    evict(b, 0);
+    uint8_t *page;
+    CHECK_EQ(map_one(b, false, 0, &page), -ENOENT);
+    CHECK_EQ(map_one(a, false, 0, &page), -ENOENT);
+    CHECK_EQ(HV(wait, UINT64_MAX, ready, 1), 1);
+    CHECK_EQ(ready[0], b);
+    CHECK_EQ(HV(wait, 0, ready, 4), 1);
+    CHECK_EQ(ready[0], a);
+    HV(interrupt);
+    CHECK_EQ(HV(wait, UINT64_MAX, ready, 4), 0);
+    /* A domain that is gone is not announced. */
+    uint16_t c = make_domain(1, 0);
+    CHECK_EQ(HV(paging_enable, c), 0);
+    evict(c, 0);
+    CHECK_EQ(map_one(c, false, 0, &page), -ENOENT);
+    CHECK_EQ(de_machine_domain_destroy(machine, c), 0);
+    CHECK_EQ(HV(wait, 0, ready, 4), 0);
+    finish();
+}
+
+/* A serving thread that keeps evicted pages' bytes itself: a pager of 20 lines. */
+struct keeper {
+    uint16_t domain;
+    uint8_t (*copies)[DE_PAGE_SIZE];
+    atomic_bool stop;
+};
+
+static void *keeper_thread(void *argument)
+{
+    struct keeper *keeper = argument;
+    uint16_t ready[8];
+    struct de_vm_event event;
+    while (!atomic_load(&keeper->stop)) {
+        HV(wait, 1000000, ready, 8);
+        while (HV(ring_take, keeper->domain, &event) == 1) {
+            int error = HV(paging_load, keeper->domain, event.gfn, keeper->copies[event.gfn]);
+            CHECK(error == 0 || error == -ENOENT);
+            CHECK_EQ(HV(ring_answer, keeper->domain, &event), 0);
+        }
+    }
+    return NULL;
+}
+
+static void evict_by_copy(struct keeper *keeper, uint32_t gfn)
+{
+    uint8_t *page;
+    if (HV(paging_nominate, keeper->domain, gfn) || map_one(keeper->domain, false, gfn, &page))
+        return;
+    /* Only if nobody touched it: the server may be reading the copy of an earlier eviction until the page is
+     * ram. */
+    memcpy(keeper->copies[gfn], page, DE_PAGE_SIZE);
+    unmap_one(page);
+    HV(paging_evict, keeper->domain, gfn);
+}
+
+/* Guests on two vCPUs, an evictor that shares, breaks and evicts at random, and the server: every byte must
+ * be right. */
+static void test_guests_under_threads(void)
+{
+    enum { GFNS = 64, OPERATIONS = 30000 };
+    static uint8_t image[GFNS][DE_PAGE_SIZE];
+    static uint8_t copies[GFNS][DE_PAGE_SIZE];
+    const uint8_t *content[GFNS];
+    start(GFNS + 8);
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, GFNS, &domain), 0);
+    for (int i = 0; i < GFNS; i++) {
+        memset(image[i], i / 4, DE_PAGE_SIZE);
+        content[i] = image[i];
+    }
+    CHECK_EQ(de_machine_populate(machine, domain, NULL, content, GFNS, NULL), GFNS);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    struct keeper keeper = {.domain = domain, .copies = copies};
+    pthread_t server;
+    CHECK_EQ(pthread_create(&server, NULL, keeper_thread, &keeper), 0);
+    struct de_guest *guests[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        struct de_guest_options options = {.seed = i + 1,
+                                           .operations = OPERATIONS,
+                                           .write_fraction = 0.3,
+                                           .first_gfn = i * GFNS / 2,
+                                           .gfns = GFNS / 2,
+                                           .content = content + i * GFNS / 2,
+                                           .sample_capacity = 16};
+        CHECK_EQ(de_guest_start(machine, domain, &options, &guests[i]), 0);
+    }
+    uint32_t random = 1;
+    while (de_guest_progress(guests[0]) < OPERATIONS || de_guest_progress(guests[1]) < OPERATIONS) {
+        random = random * 1664525 + 1013904223;
+        uint32_t gfn = (random >> 8) % GFNS;
+        if (random >> 31) {
+            evict_by_copy(&keeper, gfn);
+        } else if ((random >> 30) & 1) {
+            uint64_t a, b;
+            uint32_t other = (gfn + 1) % GFNS;
+            uint8_t *pages[2];
+            if (HV(share_nominate, domain, gfn, &a) || HV(share_nominate, domain, other, &b))
+                continue;
+            if (!map_one(domain, false, gfn, &pages[0]) && !map_one(domain, false, other, &pages[1])) {
+                bool equal = memcmp(pages[0], pages[1], DE_PAGE_SIZE) == 0;
+                de_machine_unmap(machine, (const uint8_t *const *)pages, 2);
+                if (equal)
+                    HV(share, domain, gfn, a, domain, other, b);
+            } else {
+                unmap_one(pages[0]);
+            }
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        struct de_guest_result result;
+        uint64_t samples[16];
+        de_guest_join(guests[i], &result, samples);
+        CHECK_EQ(result.status, 0);
+        CHECK_EQ(result.wrong_bytes, 0);
+        CHECK_EQ(result.reads + result.writes, OPERATIONS);
+        CHECK(result.reads > result.writes && result.writes > OPERATIONS / 5);
+        CHECK(result.faults > 0);
+        CHECK_EQ(result.samples, result.faults < 16 ? result.faults : 16);
+    }
+    atomic_store(&keeper.stop, true);
+    HV(interrupt);
+    pthread_join(server, NULL);
+    finish();
+}
+
+/* The checker must be able to fail: another content than the guest expects is counted byte by byte. */
+static void test_guest_counts_wrong_bytes(void)
+{
+    start(4);
+    uint16_t domain = make_domain(1, 5);
+    uint8_t expected[DE_PAGE_SIZE];
+    memset(expected, 5, sizeof expected);
+    expected[100] = 6;
+    expected[4095] = 6;
+    const uint8_t *content[] = {expected};
+    struct de_guest *guest;
+    struct de_guest_options options = {.seed = 1, .operations = 3, .gfns = 2, .content = content};
+    CHECK_EQ(de_guest_start(machine, domain, &(struct de_guest_options){.gfns = 0}, &guest), -EINVAL);
+    CHECK_EQ(
+        de_guest_start(machine, domain, &(struct de_guest_options){.gfns = 1, .write_fraction = 1.5}, &guest),
+        -EINVAL);
+    options.gfns = 1;
+    CHECK_EQ(de_guest_start(machine, 99, &options, &guest), -ESRCH);
+    options.first_gfn = 1;
+    CHECK_EQ(de_guest_start(machine, domain, &options, &guest), -EINVAL);
+    options.first_gfn = 0;
+    CHECK_EQ(de_guest_start(machine, domain, &options, &guest), 0);
+    struct de_guest_result result;
+    de_guest_join(guest, &result, NULL);
+    CHECK_EQ(result.status, 0);
+    CHECK_EQ(result.reads, 3);
+    CHECK_EQ(result.wrong_bytes, 6);
+    /* Stopped out of a wait that would never end. */
+    CHECK_EQ(HV(pause, domain), 0);
+    CHECK_EQ(de_guest_start(machine, domain, &options, &guest), 0);
+    pause_briefly();
+    de_guest_stop(guest);
+    de_guest_join(guest, &result, NULL);
+    CHECK_EQ(result.status, 0);
+    CHECK_EQ(result.reads, 0);
+    finish();
+}
+
+int main(void)
+{
+    test_arguments();
+    test_populate_and_frames();
+    test_claims();
+    test_paging_states();
+    test_write_through_mapping_is_lost();
+    test_map_of_paged_page();
+    test_full_ring_and_dom0();
+    test_fault();
+    test_touch_of_nominated_page();
+    test_full_ring_and_vcpus();
+    test_no_ring_crashes();
+    test_load_without_memory();
+    test_drop();
+    test_sharing();
+    test_sharing_and_mappings();
+    test_sharing_and_paging();
+    test_share_limit();
+    test_cow_without_memory();
+    test_pause_and_destroy();
+    test_wait();
+    test_guests_under_threads();
+    test_guest_counts_wrong_bytes();
+    return 0;
+}
