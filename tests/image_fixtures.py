@@ -71,28 +71,36 @@ def qemu_core(
     cpus: int = 1,
     vmcoreinfo: bytes = b"",
     extended: bool = False,
+    named_sections: bool = False,
 ) -> bytes:
-    """dump/dump.c: header, PT_NOTE, the PT_LOADs, with `extended` one section header, notes, memory.
+    """dump/dump.c. QEMU is `extended` when there are 65535 program headers or more.
 
-    QEMU is `extended` when there are 65535 program headers or more.
+    Up to 7.1: header, PT_NOTE, the PT_LOADs, if extended one section header, notes, memory. From 7.2 on there
+    are always two `named_sections`; their headers come before the program headers, their names after the
+    memory, and e_ehsize is 8 by mistake.
     """
     if mappings is None:
         mappings = [MemoryMapping(block.paddr, len(block.content)) for block in blocks]
-    phnum = 1 + len(mappings)
-    shoff = 64 + 56 * phnum
-    notes = qemu_notes(cpus, vmcoreinfo)
-    notes_at = shoff + (64 if extended else 0)
+    phnum, notes = 1 + len(mappings), qemu_notes(cpus, vmcoreinfo)
+    shnum = 2 if named_sections else int(extended)
+    phoff = 64 + 64 * shnum if named_sections else 64
+    shoff = 64 if named_sections else 64 + 56 * phnum
+    notes_at = 64 + 64 * shnum + 56 * phnum
     memory_at = notes_at + len(notes)
+    names = b"\0.shstrtab\0" if named_sections else b""
+    names_at = memory_at + sum(len(block.content) for block in blocks)
     header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header += struct.pack(
-        "<HHIQQQIHHHHHH",
-        *(4, 62, 1, 0, 64, shoff if extended else 0, 0, 64, 56, PN_XNUM if extended else phnum),
-        *((64, 1, 0) if extended else (0, 0, 0)),
-    )
+    header += struct.pack("<HHIQQQI", 4, 62, 1, 0, phoff, shoff if shnum else 0, 0)
+    header += struct.pack("<HHH", 8 if named_sections else 64, 56, PN_XNUM if extended else phnum)
+    header += struct.pack("<HHH", 64 if shnum else 0, shnum, 1 if named_sections else 0)
     segments = [struct.pack("<IIQQQQQQ", 4, 0, notes_at, 0, 0, len(notes), len(notes), 0)]
     segments += [_qemu_load(mapping, blocks, memory_at) for mapping in mappings]
-    section = struct.pack("<IIQQQQIIQQ", 0, 0, 0, 0, 0, 0, 0, phnum, 0, 0) if extended else b""
-    return b"".join([header, *segments, section, notes, *(block.content for block in blocks)])
+    sections = [
+        struct.pack("<IIQQQQIIQQ", 0, 0, 0, 0, 0, 0, 0, phnum if extended else 0, 0, 0),
+        struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, names_at, len(names), 0, 0, 0, 0),
+    ][:shnum]
+    tables = [*sections, *segments] if named_sections else [*segments, *sections]
+    return b"".join([header, *tables, notes, *(block.content for block in blocks), names])
 
 
 def _qemu_load(mapping: MemoryMapping, blocks: Sequence[Block], memory_at: int) -> bytes:

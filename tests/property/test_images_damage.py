@@ -28,10 +28,11 @@ QEMU = qemu_core([Block(0, b"".join(PAGES[:4])), Block(1 << 32, b"".join(PAGES[4
 QEMU_EXTENDED = qemu_core(
     [Block(0, b"".join(PAGES))], [MemoryMapping(n * PAGE, 2 * PAGE, n) for n in range(5)], extended=True
 )
+QEMU_7_2 = qemu_core([Block(0, b"".join(PAGES))], extended=True, named_sections=True)
 XEN_HVM = xen_core(XenGuest(PAGES, [0, 1, 2, 3, 1 << 20, 1 << 21]))
 XEN_PV = xen_core(XenGuest(PAGES, [5, 4, 3, 2, 1, 0], gmfns=range(6)))
 ZSTD = zstandard.ZstdCompressor(level=1).compress(QEMU + b"".join(PAGES))
-BASES = (QEMU, QEMU_EXTENDED, XEN_HVM, XEN_PV, ZSTD)
+BASES = (QEMU, QEMU_EXTENDED, QEMU_7_2, XEN_HVM, XEN_PV, ZSTD)
 # The values at which sums, products and signs go wrong.
 EDGES = [0, 1, 0xFFF, 0x1000, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 52) - 1, 1 << 63, (1 << 64) - 1]
 MEMORY_BOUND = 8 << 20
@@ -69,7 +70,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(content[: draw(st.none() | st.integers(1, len(content)))])
 
 
-@settings(max_examples=2000, deadline=2000)
+@settings(max_examples=2000, deadline=10_000)
 @given(damaged())
 @example(b"\x7fELF")
 @example(b"\x28\xb5\x2f\xfd")
@@ -91,14 +92,23 @@ def test_damage_does_not_cost_memory(content: bytes) -> None:
     assert peak < MEMORY_BOUND
 
 
-@settings(max_examples=300, deadline=2000)
-@given(st.sampled_from(BASES), st.data())
-def test_a_cut_image_is_always_refused(content: bytes, data: st.DataObject) -> None:
+@st.composite
+def cut(draw: st.DrawFn) -> bytes:
+    content = draw(st.sampled_from(BASES))
+    return content[: draw(st.integers(0, len(content) - 1))]
+
+
+@settings(max_examples=300, deadline=10_000)
+@given(cut())
+@example(QEMU_7_2[:-1])
+def test_a_cut_image_is_refused_unless_all_its_pages_are_there(content: bytes) -> None:
     with TemporaryDirectory() as directory:
         path = Path(directory, "cut")
-        path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        path.write_bytes(content)
         try:
             with open_images([path]) as images:
-                raise AssertionError(f"a cut image was read as {images.images[0].format}")
+                # Behind the memory, QEMU 7.2 writes a name that tells nothing.
+                assert QEMU_7_2.startswith(content)
+                assert read_pages(images) == PAGES
         except ImageError as error:
             assert len(str(error).splitlines()) == 1

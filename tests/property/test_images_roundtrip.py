@@ -15,8 +15,7 @@ from diffengine.images import open_images
 from image_fixtures import PAGE, Block, MemoryMapping, XenGuest, qemu_core, read_pages, xen_core
 
 INVALID_PFN = (1 << 64) - 1
-type_of_frames = list[int] | None
-Image = tuple[bytes, list[bytes], type_of_frames]
+Image = tuple[bytes, list[bytes], list[int] | None]
 """A file, the pages in it, and their frame numbers."""
 
 
@@ -44,19 +43,21 @@ def raw_images(draw: st.DrawFn) -> Image:
 @st.composite
 def qemu_images(draw: st.DrawFn) -> Image:
     """Blocks with holes between them, in any order, described plainly or by any mappings that cover all."""
-    blocks, pages, gfns = [], [], []
+    blocks: list[Block] = []
+    pages: list[bytes] = []
+    gfns: list[int] = []
     gfn = draw(st.integers(0, 1 << 40))
     for _ in range(draw(st.integers(1, 4))):
         gfn += draw(st.sampled_from([0, 1, 7, 1 << 20]))
-        content = draw(memories())
-        blocks.append(Block(gfn * PAGE, b"".join(content)))
-        pages += content
-        gfns += range(gfn, gfn + len(content))
-        gfn += len(content)
+        block_pages = draw(memories())
+        blocks.append(Block(gfn * PAGE, b"".join(block_pages)))
+        pages += block_pages
+        gfns += range(gfn, gfn + len(block_pages))
+        gfn += len(block_pages)
     order = draw(st.permutations(blocks))
     mappings = draw(st.none() | covering_mappings(blocks))
     vmcoreinfo, cpus = draw(st.binary(max_size=40)), draw(st.integers(1, 3))
-    content = qemu_core(order, mappings, cpus, vmcoreinfo, extended=draw(st.booleans()))
+    content = qemu_core(order, mappings, cpus, vmcoreinfo, draw(st.booleans()), draw(st.booleans()))
     return content, pages, gfns
 
 

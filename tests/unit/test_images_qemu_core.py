@@ -27,14 +27,16 @@ def refusal(path: Path, content: bytes) -> str:
     return str(caught.value)
 
 
-def test_memory_below_and_above_the_pci_hole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named_sections", [False, True], ids=["QEMU 7.1", "QEMU 7.2"])
+def test_memory_below_and_above_the_pci_hole(tmp_path: Path, named_sections: bool) -> None:
     pages = numbered_pages(7)
     blocks = [
         Block(0, b"".join(pages[:3])),
         Block(0xC0000, pages[3]),
         Block(1 << 32, b"".join(pages[4:])),
     ]
-    content = qemu_core(blocks, cpus=3, vmcoreinfo=b"OSRELEASE=6.1.0-31-amd64\nPAGESIZE=4096\n")
+    vmcoreinfo = b"OSRELEASE=6.1.0-31-amd64\nPAGESIZE=4096\n"
+    content = qemu_core(blocks, cpus=3, vmcoreinfo=vmcoreinfo, named_sections=named_sections)
     # The notes end anywhere, so the pages lie across the file's pages.
     assert content.index(pages[1]) % PAGE != 0
     assert read_back(tmp_path / "core", content) == (
@@ -82,10 +84,11 @@ def test_pages_stored_in_part_are_left_out_unless_their_parts_meet(tmp_path: Pat
     assert read_back(tmp_path / "core", qemu_core(blocks, mappings)) == (pages[1:3], [1, 2])
 
 
-def test_more_segments_than_the_header_can_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named_sections", [False, True], ids=["QEMU 7.1", "QEMU 7.2"])
+def test_more_segments_than_the_header_can_count(tmp_path: Path, named_sections: bool) -> None:
     pages = numbered_pages(32)
     mappings = [MemoryMapping(n % 32 * PAGE, PAGE, vaddr=0x7F0000000000 + n * PAGE) for n in range(65_600)]
-    content = qemu_core([Block(0, b"".join(pages))], mappings, extended=True)
+    content = qemu_core([Block(0, b"".join(pages))], mappings, extended=True, named_sections=named_sections)
     assert read_back(tmp_path / "core", content) == (pages, list(range(32)))
 
 

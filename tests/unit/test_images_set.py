@@ -65,7 +65,7 @@ def test_pages_beyond_the_last_have_no_address(mixed: ImageSet) -> None:
         with pytest.raises(IndexError):
             mixed.image_indices(np.array([2**32 - 1], dtype=np.uint32))
         with pytest.raises(TypeError):
-            mixed.addresses(np.array([0], dtype=np.int64))  # type: ignore[arg-type]
+            mixed.addresses(np.array([0], dtype=np.int64))
 
 
 def mapped(path: Path) -> int:

@@ -56,6 +56,14 @@ def test_padding_of_a_live_dump_is_no_memory(tmp_path: Path) -> None:
     assert read_back(tmp_path / "core", xen_core(guest)) == (GUEST.pages[:3], [0, 1, 2])
 
 
+def test_invalid_frames_between_neighbours_are_left_out(tmp_path: Path) -> None:
+    guest = replace(GUEST, pfns=[3, 4, INVALID, 5, 6])
+    assert read_back(tmp_path / "core", xen_core(guest)) == (
+        numbered_pages(2) + numbered_pages(2, first=3),
+        [3, 4, 5, 6],
+    )
+
+
 def patched(offset: int, kind: str, value: int) -> bytes:
     content = bytearray(xen_core(GUEST))
     struct.pack_into(kind, content, offset, value)
