@@ -1,0 +1,80 @@
+# diffengine: `make demo` and `make test` do all set-up on a bare Debian 12 machine (as root, or with sudo).
+# The second time they only do what has changed. The command ends up in .venv/bin/diffengine.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := build/stamps
+
+# What Debian provides; `make` installs what is missing.
+PACKAGES := build-essential clang-format liblz4-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
+            python3 python3-dev python3-venv zstd
+FUZZ_PACKAGES := clang libclang-rt-14-dev
+
+NATIVE_SOURCES := $(shell find native ioemu_shim -name '*.[ch]' -o -name 'meson.build')
+PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed)
+C_FILES := $(shell find native ioemu_shim tests -name '*.[ch]')
+
+.PHONY: help build demo test lint test-native test-python bench fuzz clean
+help:
+	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
+	@echo 'make test   set up and run all checks and tests'
+	@echo 'make bench  measure against LZ4, zstd, xdelta3 and the memory itself'
+	@echo 'make fuzz   fuzz the decoders (SECONDS=60 each)'
+
+$(STAMPS):
+	@mkdir -p $@
+
+# dpkg-query is asked first, so that no network and no root are needed when everything is there.
+$(STAMPS)/packages: Makefile | $(STAMPS)
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "Installing $$missing" && $(SUDO) apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qy --no-install-recommends $$missing; fi
+	@touch $@
+
+$(STAMPS)/venv: pyproject.toml $(STAMPS)/packages
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check meson-python meson ninja cffi
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  $$($(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*('\"%s\"' % r for r in p['dependencies'] + p['optional-dependencies']['dev']))" | tr -d '"')
+	@touch $@
+
+$(STAMPS)/installed: $(NATIVE_SOURCES) $(PYTHON_SOURCES) meson.build meson_options.txt pyproject.toml $(STAMPS)/venv
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall \
+	  -Cbuild-dir=build/python .
+	@touch $@
+
+build: $(STAMPS)/installed
+
+demo: build
+	$(BIN)/diffengine demo --plot demo-savings.png
+
+lint: $(STAMPS)/installed
+	$(BIN)/ruff check daemon tests native
+	$(BIN)/ruff format --check daemon tests native
+	MYPYPATH=daemon $(BIN)/mypy --cache-dir build/mypy
+	$(BIN)/lint-imports
+	clang-format --dry-run -Werror $(C_FILES)
+
+# The C unit tests, each under the sanitizers that fit it.
+build/asan/build.ninja: $(STAMPS)/venv
+	$(BIN)/meson setup build/asan . -Dpython=false -Dtests=true -Dbuildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
+build/tsan/build.ninja: $(STAMPS)/venv
+	$(BIN)/meson setup build/tsan . -Dpython=false -Dtests=true -Dbuildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false
+
+test-native: build/asan/build.ninja build/tsan/build.ninja
+	UBSAN_OPTIONS=halt_on_error=1 $(BIN)/meson test -C build/asan --print-errorlogs
+	setarch -R $(BIN)/meson test -C build/tsan --suite threads --print-errorlogs
+
+test-python: $(STAMPS)/installed
+	$(BIN)/python -m pytest -n 2
+
+test: lint test-native test-python
+
+clean:
+	rm -rf build $(VENV)
