@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A whole file mapped read-only."""
 
+import contextlib
 import errno
 import mmap
 import os
@@ -39,7 +40,7 @@ class MappedFile:
         self.size = size
         self.address = int(self.untrusted_bytes().ctypes.data)
         # Core dumps hold mappings of unlinked files, and must not leak a guest's secrets.
-        self._map.madvise(mmap.MADV_DONTDUMP)
+        self._advise(mmap.MADV_DONTDUMP)
         self.expect_sequential()
 
     def untrusted_bytes(self) -> NDArray[np.uint8]:
@@ -47,13 +48,18 @@ class MappedFile:
         return np.frombuffer(self._map, dtype=np.uint8)
 
     def expect_sequential(self) -> None:
-        self._map.madvise(mmap.MADV_SEQUENTIAL)
+        self._advise(mmap.MADV_SEQUENTIAL)
 
     def expect_random(self) -> None:
-        self._map.madvise(mmap.MADV_RANDOM)
+        self._advise(mmap.MADV_RANDOM)
 
     def close(self) -> None:
         self._map.close()
+
+    def _advise(self, advice: int) -> None:
+        # A kernel that does not know the advice still reads the image.
+        with contextlib.suppress(OSError):
+            self._map.madvise(advice)
 
 
 def map_file(path: str) -> MappedFile:
