@@ -9,8 +9,8 @@
 #ifndef DIFFENGINE_STORE_ARENA_H
 #define DIFFENGINE_STORE_ARENA_H
 
+#include "chunk.h"
 #include "growing.h"
-#include "layout.h"
 
 /** A place is chunk << DE_PLACE_SLOT_BITS | slot; 39 bits in all. Never 0, as the file's head is in chunk 0.
  */
@@ -18,31 +18,13 @@
 #define DE_PLACE_BITS 39u
 #define DE_MAX_CHUNKS ((uint32_t)1 << (DE_PLACE_BITS - DE_PLACE_SLOT_BITS))
 
-enum de_chunk_list {
-    DE_CHUNK_LIST_NONE, /**< full, or not in use */
-    DE_CHUNK_LIST_WARM, /**< has free slots all of whose frames exist */
-    DE_CHUNK_LIST_COLD, /**< has free slots, but each needs a new frame */
-    DE_CHUNK_LIST_POOL, /**< in no use: next one for any class */
-};
-
-struct de_chunk {
-    uint16_t class_index; /**< 0: in no use */
-    uint16_t slots;
-    uint16_t used; /**< slots taken */
-    uint16_t warm_free;
-    uint32_t previous, next;
-    uint8_t list;
-    uint8_t users[DE_CHUNK_FRAMES]; /**< taken slots that overlap each frame, at most 129 */
-    uint64_t populated[DE_CHUNK_FRAMES / 64];
-    uint64_t *taken; /**< bitmap of slots */
-};
-
 struct de_arena {
     int fd;
     uint8_t *base;
     uint64_t mapped_bytes, file_bytes;
     uint64_t frame_limit, frames; /**< allowed, and existing ones */
     uint64_t head_frames;         /**< existing ones of the superblock and the class table */
+    uint64_t warm_bytes;          /**< in warm slots */
     uint64_t bitmap_bytes;
     uint32_t chunk_limit, head_chunks, chunks_used;
     struct de_growing chunks;
@@ -82,11 +64,6 @@ uint64_t de_arena_table_bytes(const struct de_arena *arena);
 static inline struct de_chunk *de_arena_chunk(const struct de_arena *arena, uint32_t chunk)
 {
     return (struct de_chunk *)arena->chunks.base + chunk;
-}
-
-static inline bool de_chunk_taken(const struct de_chunk *chunk, uint32_t slot)
-{
-    return chunk->taken[slot / 64] >> (slot % 64) & 1;
 }
 
 static inline uint64_t de_place(uint32_t chunk, uint32_t slot)

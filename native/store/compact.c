@@ -10,8 +10,8 @@
  * and no object moves twice.
  */
 
-/** How many old slots wait in limbo at most before they are tried to be freed. */
-#define MOVES_BETWEEN_RECLAIMS 32u
+/** Moves before the lock is let go: some 50 us. */
+#define MOVES_AT_A_TIME 32u
 
 struct finger {
     uint32_t chunk; /**< index into the order */
@@ -122,6 +122,17 @@ static bool move(struct de_store *store, uint32_t id, const struct de_object *ob
     return true;
 }
 
+/*
+ * Free old slots, and let waiting writers in. What they change is noticed: each step looks at its chunk's
+ * class anew, and a slot freed or taken behind the fingers only makes the result less perfect.
+ */
+static void let_others_in(struct de_store *store)
+{
+    de_store_reclaim(store);
+    pthread_mutex_unlock(&store->lock);
+    pthread_mutex_lock(&store->lock);
+}
+
 static void compact_class(struct de_store *store, const struct ranked_chunk *order, uint32_t count)
 {
     struct finger to = {0, 0};
@@ -134,8 +145,8 @@ static void compact_class(struct de_store *store, const struct ranked_chunk *ord
            advance_to_free(&store->arena, order, count, &to) && before(&to, &from)) {
         if (!move(store, id, &object, de_place(order[to.chunk].number, to.slot)))
             break;
-        if (++moves % MOVES_BETWEEN_RECLAIMS == 0)
-            de_store_reclaim(store);
+        if (++moves % MOVES_AT_A_TIME == 0)
+            let_others_in(store);
     }
     de_store_reclaim(store);
 }

@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -157,7 +158,7 @@ static void test_arguments(void)
     CHECK_EQ(de_store_create(NULL, ((uint64_t)1 << 44) + 1, &store), DE_INVALID);
     CHECK_EQ(de_store_create("/nonexistent/directory/store", MIB, &store), DE_SYSTEM);
     CHECK_EQ(errno, ENOENT);
-    store = make_store((uint64_t)1 << 44);
+    store = make_store((uint64_t)1 << 36);
     de_store_close(store);
     store = make_store(4 * MIB);
     uint32_t id = 7, page = put_plain(store, 1, 100), nobody = page + 1;
@@ -274,6 +275,57 @@ static void test_full(void)
     de_store_close(store);
 }
 
+static void test_count_limit(void)
+{
+    struct de_store *store = make_store(4 * MIB);
+    uint32_t base = put_plain(store, 1, 100), id = DE_NONE;
+    for (uint32_t count = 1; count < DE_STORE_MAX_COUNT; count++)
+        CHECK_EQ(de_store_retain(store, base), DE_OK);
+    CHECK_EQ(de_store_count(store, base), DE_STORE_MAX_COUNT);
+    CHECK_EQ(de_store_retain(store, base), DE_FULL);
+    CHECK_EQ(put_bytes(store, DE_ENCODING_PATCH, 2, 10, &id, 1, &base), DE_FULL);
+    CHECK_EQ(de_store_count(store, base), DE_STORE_MAX_COUNT);
+    for (uint32_t count = DE_STORE_MAX_COUNT; count > 1; count--)
+        CHECK_EQ(de_store_release(store, base), DE_OK);
+    CHECK_EQ(statistics_of(store).objects, 1);
+    CHECK_EQ(de_store_release(store, base), DE_OK);
+    CHECK_EQ(statistics_of(store).objects, 0);
+    de_store_close(store);
+}
+
+/* A file that can't grow, in the middle of a chunk or at a new one, is an error like any other. */
+static void test_no_room_for_file(void)
+{
+    struct de_store *store = make_store(16 * MIB);
+    struct stat status;
+    struct rlimit before, low;
+    uint32_t id, objects = 0;
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+    put_plain(store, 0, 4000);
+    CHECK_EQ(fstat(de_store_fd(store), &status), 0);
+    low = before;
+    low.rlim_cur = (rlim_t)status.st_size - DE_STORE_CHUNK / 2;
+    CHECK_EQ(setrlimit(RLIMIT_FSIZE, &low), 0);
+    while ((id = DE_NONE, put_bytes(store, DE_ENCODING_LZ4, ++objects, 4000, &id, 0, NULL)) == DE_OK)
+        ;
+    CHECK_EQ(errno, EFBIG);
+    CHECK(objects > 50 && objects < 70);
+    struct de_store_statistics full = statistics_of(store), after;
+    CHECK_EQ(put_bytes(store, DE_ENCODING_LZ4, 1, 4000, &id, 0, NULL), DE_SYSTEM);
+    CHECK_EQ(put_bytes(store, DE_ENCODING_LZ4, 1, 100, &id, 0, NULL), DE_SYSTEM); /* its class has no chunk */
+    CHECK_EQ(id, DE_NONE);
+    after = statistics_of(store);
+    CHECK_EQ(after.objects, objects);
+    CHECK_EQ(after.populated_bytes, full.populated_bytes);
+    check_accounting(store);
+    CHECK_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+    put_plain(store, 1, 4000);
+    put_plain(store, 1, 100);
+    check_accounting(store);
+    de_store_close(store);
+}
+
 /* Memory that is neither payload nor wanted, as a fraction of the payload. */
 static double loss_of(const struct de_store *store)
 {
@@ -364,7 +416,7 @@ static void test_churn(void)
         CHECK_EQ(statistics_of(store).populated_bytes, populated - back);
         printf("  %u of %u objects left: loss %.1f %%, compacted %.2f %%", kept, COUNT, 100 * sparse,
                100 * loss_of(store));
-        CHECK(loss_of(store) <= (kept < 5000 ? 0.12 : 0.06));
+        CHECK(loss_of(store) <= (kept < 8000 ? 0.08 : 0.06));
         CHECK_EQ(de_store_compact(store), 0);
         for (uint32_t i = 0; i < COUNT; i++)
             if (ids[i] != DE_NONE)
@@ -377,6 +429,39 @@ static void test_churn(void)
     }
     free(ids);
     free(sizes);
+    de_store_reader_free(reader);
+    de_store_close(store);
+}
+
+/* What a reader holds survives being moved; the old place goes back once it left. */
+static void test_compact_under_reader(void)
+{
+    struct de_store *store = make_store(64 * MIB);
+    struct de_store_reader *reader = make_reader(store);
+    uint64_t state = 37;
+    enum { COUNT = 12000 };
+    uint32_t *ids = fill_store(store, COUNT, &state), held = 0;
+    struct de_object *objects = malloc(COUNT * sizeof(*objects)), object;
+    CHECK(objects);
+    for (uint32_t i = 0; i < COUNT; i++)
+        if (random_below(&state, 3))
+            CHECK_EQ(de_store_release(store, ids[i]), DE_OK);
+    de_store_enter(reader);
+    for (uint32_t i = 0; i < COUNT; i++)
+        held += de_store_get(reader, ids[i], &objects[held]) == DE_OK;
+    CHECK_EQ(held, statistics_of(store).objects);
+    de_store_compact(store);
+    CHECK(statistics_of(store).limbo_bytes > 100000);
+    for (uint32_t i = 0; i < held; i++)
+        CHECK(content_right(&objects[i]));
+    for (uint32_t i = 0; i < COUNT; i++)
+        if (de_store_get(reader, ids[i], &object) == DE_OK)
+            CHECK(content_right(&object));
+    de_store_leave(reader);
+    CHECK_EQ(statistics_of(store).limbo_bytes, 0);
+    CHECK(loss_of(store) <= 0.12);
+    free(objects);
+    free(ids);
     de_store_reader_free(reader);
     de_store_close(store);
 }
@@ -970,9 +1055,12 @@ static const struct {
     {"references", test_references},
     {"reader_keeps", test_reader_keeps},
     {"full", test_full},
+    {"count_limit", test_count_limit},
+    {"no_room_for_file", test_no_room_for_file},
     {"losses", test_losses},
     {"punching", test_punching},
     {"churn", test_churn},
+    {"compact_under_reader", test_compact_under_reader},
     {"reuse", test_reuse},
     {"open", test_open},
     {"open_foreign", test_open_foreign},
