@@ -39,6 +39,7 @@ static const struct de_hypervisor_operations machine_operations = {
     .paging_load = machine_paging_load,
     .share_nominate = machine_share_nominate,
     .share = machine_share,
+    .unshare = machine_unshare,
     .ring_take = machine_ring_take,
     .ring_answer = machine_ring_answer,
     .wait = machine_ring_wait,

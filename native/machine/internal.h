@@ -178,6 +178,7 @@ int machine_paging_load(void *context, uint16_t domain, uint32_t gfn, const uint
 int machine_share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle);
 int machine_share(void *context, uint16_t source, uint32_t source_gfn, uint64_t source_handle,
                   uint16_t client, uint32_t client_gfn, uint64_t client_handle);
+int machine_unshare(void *context, uint16_t domain, uint32_t gfn);
 int machine_ring_take(void *context, uint16_t domain, struct de_vm_event *event);
 int machine_ring_answer(void *context, uint16_t domain, const struct de_vm_event *answer);
 int machine_ring_wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity);

@@ -173,3 +173,23 @@ int share_break(struct de_machine *machine, struct domain *domain, uint32_t gfn)
     domain->cow_breaks++;
     return 0;
 }
+
+static int unshare(struct de_machine *machine, struct domain *domain, uint32_t gfn)
+{
+    uint64_t entry = p2m_get(domain, gfn);
+    if (entry_frame(entry) == FRAME_NONE)
+        return -EINVAL;
+    return entry_type(entry) == DE_P2M_SHARED ? share_break(machine, domain, gfn) : 0;
+}
+
+int machine_unshare(void *context, uint16_t id, uint32_t gfn)
+{
+    struct de_machine *machine = context;
+    int error = -ESRCH;
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = domain_find(machine, id);
+    if (domain)
+        error = gfn < domain->gfns ? unshare(machine, domain, gfn) : -EINVAL;
+    pthread_mutex_unlock(&machine->lock);
+    return error;
+}

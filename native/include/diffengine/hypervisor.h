@@ -23,9 +23,10 @@
 #define DE_VM_EVENT_VERSION 7u
 #define DE_VM_EVENT_REASON_PAGING 3u
 
-#define DE_VM_EVENT_VCPU_PAUSED 1u /**< event.flags: vcpu waits for the answer, which must repeat this flag  \
-                                    */
-#define DE_PAGING_DROP_PAGE 1u     /**< event.paging_flags: the guest gave the page back; drop the copy */
+#define DE_VM_EVENT_VCPU_PAUSED                                                                              \
+    1u                         /**< event.flags: vcpu waits for the answer, which must repeat this flag      \
+                                */
+#define DE_PAGING_DROP_PAGE 1u /**< event.paging_flags: the guest gave the page back; drop the copy */
 #define DE_PAGING_EVICT_FAIL                                                                                 \
     2u /**< event.paging_flags: the page was only nominated; its frame is still there */
 
@@ -115,6 +116,9 @@ struct de_hypervisor_operations {
      */
     int (*share)(void *context, uint16_t source, uint32_t source_gfn, uint64_t source_handle, uint16_t client,
                  uint32_t client_gfn, uint64_t client_handle);
+
+    /** Make a shared page private, as a read-write map does. 0 also if it is. -EINVAL: no frame. -ENOMEM. */
+    int (*unshare)(void *context, uint16_t domain, uint32_t gfn);
 
     /** Take the ring's next event. 1: taken, 0: none. -EINVAL: no ring enabled. */
     int (*ring_take)(void *context, uint16_t domain, struct de_vm_event *event);

@@ -28,9 +28,12 @@ enum de_page_state {
     DE_PAGE_WATCHED = 1,  /**< nominated (or just about to be) */
     DE_PAGE_EVICTING = 2, /**< object verified, the hypercall under way */
     DE_PAGE_EVICTED = 3,  /**< only the object has it */
+    DE_PAGE_LOADING =
+        4, /**< somebody rebuilds and loads it at this moment; nobody else may change the entry */
 };
 
-/** What became of one page of a proposal. Negative: it stays as it was. */
+/** What became of one page of a proposal. Negative: its content stays where it was (it may stay watched, or
+ * shared by one). */
 enum de_proposal {
     DE_PROPOSAL_DONE = 0,
     DE_PROPOSAL_BUSY = -1, /**< nominate refused: mapped, shared, special, or on its way in or out */
@@ -100,8 +103,13 @@ void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint3
 void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, const uint32_t *source_gfns,
                     const uint16_t *client_domains, const uint32_t *client_gfns, size_t count,
                     int32_t *results);
-/** Load every page of a domain that is out. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY (try again later) or
- * DE_CORRUPT. */
+/** Make shared pages private again, which takes a frame each, so that they can be watched and evicted. */
+void de_pager_unshare(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
+                      int32_t *results);
+/**
+ * Load every page of a domain that is out, and un-watch every watched one (by evicting and loading it: there
+ * is no other way), so that it can do without a pager. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY (try again
+ * later) or DE_CORRUPT. */
 int de_pager_restore(struct de_pager *pager, uint16_t domain);
 
 /**

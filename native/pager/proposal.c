@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the pager is asked to do: watch, evict, share. Every proposal is checked here, page by page. */
+#include "internal.h"
+
+#include <diffengine/digest.h>
+#include <diffengine/status.h>
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+
+/** One page of a batch: `proposals` is locked, so the domain stays. */
+struct place {
+    struct pager_domain *domain;
+    uint32_t gfn;
+};
+
+static int find_place(struct de_pager *pager, uint16_t id, uint32_t gfn, struct place *place)
+{
+    struct pager_domain *domain = pager_domain_get(pager, id);
+    if (!domain)
+        return DE_PROPOSAL_NO_DOMAIN;
+    *place = (struct place){.domain = domain, .gfn = gfn};
+    bool halted = atomic_load(&domain->halted);
+    pager_domain_put(pager, domain);
+    if (halted)
+        return DE_PROPOSAL_NO_DOMAIN;
+    return gfn < domain->gfns ? DE_PROPOSAL_DONE : DE_PROPOSAL_INVALID;
+}
+
+/* After success the entry is `watched` as returned, and the page nominated as far as anyone can know. */
+static int watch(struct de_pager *pager, struct place place, struct entry *entry)
+{
+    struct entry before = entry_get(place.domain, place.gfn);
+    if (before.state != DE_PAGE_RESIDENT && before.state != DE_PAGE_WATCHED)
+        return DE_PROPOSAL_NO_PAGE;
+    *entry = before;
+    entry->state = DE_PAGE_WATCHED;
+    /* The entry first: a touch right after the hypercall must find it watched, and undo that. */
+    if (!entry_change(pager, place.domain, place.gfn, before, *entry))
+        return DE_PROPOSAL_TOUCHED;
+    int error = HYPERCALL(pager, paging_nominate, place.domain->id, place.gfn);
+    /* EBUSY is what an already nominated page gives, too. If it is not (given back, or touched just now), the
+     * evict will be refused, and no harm is done. */
+    if (!error || (error == -EBUSY && before.state == DE_PAGE_WATCHED))
+        return DE_PROPOSAL_DONE;
+    entry_change(pager, place.domain, place.gfn, *entry, before);
+    return error == -ESRCH ? DE_PROPOSAL_NO_DOMAIN : error == -EBUSY ? DE_PROPOSAL_BUSY : DE_PROPOSAL_FAILED;
+}
+
+static int frame_error(int error)
+{
+    switch (error) {
+    case 0:
+        return DE_PROPOSAL_DONE;
+    case -ESRCH:
+        return DE_PROPOSAL_NO_DOMAIN;
+    case -EINVAL:
+    case -ENOENT:
+        return DE_PROPOSAL_NO_PAGE;
+    case -ENOMEM:
+        return DE_PROPOSAL_NO_MEMORY;
+    default:
+        return DE_PROPOSAL_FAILED;
+    }
+}
+
+static int map(struct de_pager *pager, struct place place, const uint8_t **page)
+{
+    int32_t error = 0;
+    int mapped = HYPERCALL(pager, map, place.domain->id, &place.gfn, 1, page, &error);
+    return frame_error(mapped < 0 ? mapped : error);
+}
+
+static int verify(struct de_pager *pager, struct place place, uint32_t object)
+{
+    struct loader *loader = &pager->proposer;
+    if (de_rebuild_page(loader->rebuilder, object, loader->page) != DE_OK)
+        return DE_PROPOSAL_NO_OBJECT;
+    const uint8_t *page;
+    int result = map(pager, place, &page);
+    if (result)
+        return result;
+    bool equal = memcmp(page, loader->page, DE_PAGE_SIZE) == 0;
+    HYPERCALL(pager, unmap, &page, 1);
+    return equal ? DE_PROPOSAL_DONE : DE_PROPOSAL_DIFFERS;
+}
+
+/* After the hypercall: evicted, or watched as before. A server may have claimed the entry, or settled it
+ * already. */
+static bool settle(struct de_pager *pager, struct place place, struct entry evicting, bool evicted)
+{
+    struct entry after = evicting;
+    after.state = evicted ? DE_PAGE_EVICTED : DE_PAGE_WATCHED;
+    if (!evicted)
+        after.object = DE_NONE;
+    while (!entry_change(pager, place.domain, place.gfn, evicting, after)) {
+        if (entry_get(place.domain, place.gfn).state != DE_PAGE_LOADING)
+            return false;
+        sched_yield();
+    }
+    return true;
+}
+
+/* The object reference is the page table's from the moment the entry names it. */
+static int evict_verified(struct de_pager *pager, struct place place, struct entry watched, uint32_t object)
+{
+    struct entry evicting = watched;
+    evicting.state = DE_PAGE_EVICTING;
+    evicting.object = object;
+    if (!entry_change(pager, place.domain, place.gfn, watched, evicting)) {
+        de_store_release(pager->store, object);
+        return DE_PROPOSAL_TOUCHED;
+    }
+    int error = HYPERCALL(pager, paging_evict, place.domain->id, place.gfn);
+    bool ours = settle(pager, place, evicting, error == 0);
+    if (error && ours)
+        de_store_release(pager->store, object);
+    if (!error)
+        count(pager, COUNT_EVICTIONS);
+    return !error ? DE_PROPOSAL_DONE : error == -ESRCH ? DE_PROPOSAL_NO_DOMAIN : DE_PROPOSAL_TOUCHED;
+}
+
+static int evict(struct de_pager *pager, struct place place, uint32_t object)
+{
+    struct entry watched;
+    if (de_store_retain(pager->store, object) != DE_OK)
+        return DE_PROPOSAL_NO_OBJECT;
+    int result = watch(pager, place, &watched);
+    if (!result)
+        result = verify(pager, place, object);
+    if (!result)
+        return evict_verified(pager, place, watched, object);
+    de_store_release(pager->store, object);
+    return result;
+}
+
+void de_pager_watch(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
+                    int32_t *results)
+{
+    pthread_mutex_lock(&pager->proposals);
+    for (size_t i = 0; i < count; i++) {
+        struct place place;
+        struct entry watched;
+        results[i] = find_place(pager, domains[i], gfns[i], &place);
+        if (!results[i])
+            results[i] = watch(pager, place, &watched);
+    }
+    pthread_mutex_unlock(&pager->proposals);
+}
+
+void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns,
+                    const uint32_t *objects, size_t count, int32_t *results)
+{
+    pthread_mutex_lock(&pager->proposals);
+    for (size_t i = 0; i < count; i++) {
+        struct place place;
+        results[i] = find_place(pager, domains[i], gfns[i], &place);
+        if (!results[i])
+            results[i] = evict(pager, place, objects[i]);
+    }
+    pthread_mutex_unlock(&pager->proposals);
+}
+
+static int share_error(int error)
+{
+    switch (error) {
+    case 0:
+        return DE_PROPOSAL_DONE;
+    case DE_SHARE_SOURCE_STALE:
+    case DE_SHARE_CLIENT_STALE:
+        return DE_PROPOSAL_STALE;
+    case -E2BIG:
+        return DE_PROPOSAL_MAPPED;
+    case -EINVAL:
+        return DE_PROPOSAL_BUSY;
+    case -ENOSPC:
+        return DE_PROPOSAL_FULL;
+    case -ENOMEM:
+        return DE_PROPOSAL_NO_MEMORY;
+    case -ESRCH:
+        return DE_PROPOSAL_NO_DOMAIN;
+    default:
+        return DE_PROPOSAL_FAILED;
+    }
+}
+
+static int compare(struct de_pager *pager, struct place left, struct place right)
+{
+    const uint8_t *pages[2] = {NULL, NULL};
+    int result = map(pager, left, &pages[0]);
+    if (!result)
+        result = map(pager, right, &pages[1]);
+    if (!result && memcmp(pages[0], pages[1], DE_PAGE_SIZE) != 0)
+        result = DE_PROPOSAL_DIFFERS;
+    HYPERCALL(pager, unmap, pages, 2);
+    return result;
+}
+
+/* Nominate, then compare, then share: a write after the nominate makes a handle stale, so what was compared
+ * is shared. */
+static int share(struct de_pager *pager, struct place source, struct place client)
+{
+    if (source.domain == client.domain && source.gfn == client.gfn)
+        return DE_PROPOSAL_INVALID;
+    if (entry_get(source.domain, source.gfn).object != DE_NONE ||
+        entry_get(client.domain, client.gfn).object != DE_NONE)
+        return DE_PROPOSAL_NO_PAGE;
+    uint64_t source_handle, client_handle;
+    int error = HYPERCALL(pager, share_nominate, source.domain->id, source.gfn, &source_handle);
+    if (!error)
+        error = HYPERCALL(pager, share_nominate, client.domain->id, client.gfn, &client_handle);
+    if (error)
+        return share_error(error);
+    int result = compare(pager, source, client);
+    if (result)
+        return result;
+    error = HYPERCALL(pager, share, source.domain->id, source.gfn, source_handle, client.domain->id,
+                      client.gfn, client_handle);
+    if (!error)
+        count(pager, COUNT_SHARES);
+    return share_error(error);
+}
+
+void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, const uint32_t *source_gfns,
+                    const uint16_t *client_domains, const uint32_t *client_gfns, size_t count,
+                    int32_t *results)
+{
+    pthread_mutex_lock(&pager->proposals);
+    for (size_t i = 0; i < count; i++) {
+        struct place source, client;
+        results[i] = find_place(pager, source_domains[i], source_gfns[i], &source);
+        if (!results[i])
+            results[i] = find_place(pager, client_domains[i], client_gfns[i], &client);
+        if (!results[i])
+            results[i] = share(pager, source, client);
+    }
+    pthread_mutex_unlock(&pager->proposals);
+}
+
+void de_pager_unshare(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
+                      int32_t *results)
+{
+    pthread_mutex_lock(&pager->proposals);
+    for (size_t i = 0; i < count; i++) {
+        struct place place;
+        results[i] = find_place(pager, domains[i], gfns[i], &place);
+        if (!results[i])
+            results[i] = frame_error(HYPERCALL(pager, unshare, domains[i], gfns[i]));
+    }
+    pthread_mutex_unlock(&pager->proposals);
+}
+
+/* Evict a watched page as it is. */
+static int evict_raw(struct de_pager *pager, struct place place)
+{
+    const uint8_t *page;
+    if (map(pager, place, &page) != DE_PROPOSAL_DONE)
+        return DE_BUSY;
+    memcpy(pager->proposer.page, page, DE_PAGE_SIZE);
+    HYPERCALL(pager, unmap, &page, 1);
+    struct de_object raw = {
+        .encoding = DE_ENCODING_RAW,
+        .checksum = de_page_checksum(pager->proposer.page),
+        .payload = pager->proposer.page,
+        .payload_bytes = DE_PAGE_SIZE,
+    };
+    uint32_t object;
+    if (de_store_put(pager->store, &raw, &object) != DE_OK)
+        return DE_NO_MEMORY;
+    int result = evict(pager, place, object);
+    de_store_release(pager->store, object);
+    return result == DE_PROPOSAL_DONE ? DE_OK : DE_BUSY;
+}
+
+static int restore_page(struct de_pager *pager, struct place place)
+{
+    if (entry_get(place.domain, place.gfn).state == DE_PAGE_RESIDENT)
+        return DE_OK;
+    if (entry_get(place.domain, place.gfn).state == DE_PAGE_WATCHED) {
+        int status = evict_raw(pager, place);
+        if (status != DE_OK)
+            return status;
+    }
+    switch (pager_load(pager, place.domain, place.gfn, &pager->proposer)) {
+    case LOADED:
+    case LOAD_UNNEEDED:
+        return DE_OK;
+    case LOAD_NO_MEMORY:
+        return DE_NO_MEMORY;
+    case LOAD_FAILED:
+        return DE_CORRUPT;
+    default:
+        return DE_NOT_FOUND;
+    }
+}
+
+int de_pager_restore(struct de_pager *pager, uint16_t id)
+{
+    int worst = DE_OK;
+    struct place place = {.domain = NULL};
+    pthread_mutex_lock(&pager->proposals);
+    if (find_place(pager, id, 0, &place) == DE_PROPOSAL_NO_DOMAIN)
+        worst = place.domain ? DE_CORRUPT : DE_NOT_FOUND;
+    /* A page that can't come back now is no reason to leave the others out. */
+    for (place.gfn = 0; worst != DE_NOT_FOUND && worst != DE_CORRUPT && place.gfn < place.domain->gfns;
+         place.gfn++) {
+        int status = restore_page(pager, place);
+        if (status != DE_OK)
+            worst = status;
+    }
+    pthread_mutex_unlock(&pager->proposals);
+    return worst;
+}
