@@ -69,8 +69,9 @@ static size_t look_up_and_enter(struct de_key_index *index, uint64_t key, uint32
         }
         slot = slot + 1 == index->slots ? 0 : slot + 1;
     }
-    /* One slot always stays empty, so that a search ends. */
-    if (same < index->candidates && index->used + 1 < index->slots) {
+    /* A fifth of the slots stays empty: a search ends at an empty one, so in a full table it would never be
+     * short. */
+    if (same < index->candidates && index->used < index->slots - index->slots / 5) {
         index->entries[slot] = (struct entry){.key_high = high, .page = page};
         index->used++;
     }

@@ -29,7 +29,7 @@ void de_key_index_free(struct de_key_index *index);
 size_t de_key_index_bytes(const struct de_key_index *index);
 
 /**
- * Look pages up, then enter them, one after the other.
+ * Look pages up, then enter them, one after the other. A page number is passed once.
  * @param keys  count * k keys of these pages; 0 is not indexed.
  * @param pages count page numbers.
  * @param[out] found count * k * c page numbers that share a key, each at most once per page; the rest is
@@ -75,7 +75,7 @@ void de_shift_index_free(struct de_shift_index *index);
 size_t de_shift_index_bytes(const struct de_shift_index *index);
 
 /**
- * Propose a reference for each page, in order, and enter it.
+ * Propose a reference for each page, in order, and enter it. A page number is passed once.
  * @param pages     count page numbers.
  * @param[in,out] depths Indexed by page number: written for these pages, read for earlier ones. 0 = no
  * reference.
