@@ -209,7 +209,7 @@ static void test_features_are_as_defined(void)
         for (unsigned piece = 0; piece < round % 8; piece++) { /* repeats: equal features, repeated words */
             unsigned at = random_below(2000) & ~7u;
             memcpy(page + at + 8 * (1 + random_below(4)), page + at, 8);
-            memcpy(page + 2048 + at, page + random_below(256) * 8, random_below(2048 - at));
+            memmove(page + 2048 + at, page + random_below(256) * 8, random_below(2048 - at));
             memset(page + at, round, random_below(200));
         }
         unsigned count = features_of(seed, page, features);
