@@ -178,7 +178,8 @@ uint64_t de_store_drop(struct de_store *store, uint32_t id)
         struct de_object object;
         if (!de_epochs_prepare(&store->epochs))
             break; /* stays, with count 0, until the next sweep */
-        /* A damaged header does not say what it refers to: that is kept. */
+        /* A damaged header does not say what it refers to, nor how long it is: the one is kept, the other
+         * stays counted. */
         bool readable = de_store_read_at(store, place, next, &object);
         atomic_store(de_store_entry(store, next), DE_ENTRY_ABSENT | DE_NONE);
         de_store_retire(store, place, next);
