@@ -8,6 +8,7 @@
 
 #include "arena.h"
 #include "epoch.h"
+#include "models.h"
 #include <pthread.h>
 
 /*
@@ -21,6 +22,7 @@ struct de_store {
     pthread_mutex_t lock; /**< all but the readers' three calls, de_store_count() and de_store_fd() */
     struct de_arena arena;
     struct de_epochs epochs;
+    struct de_models models;
     struct de_growing ids;
     _Atomic uint32_t ids_used; /**< ids ever given out: readers look no further */
     uint32_t free_id;
@@ -82,6 +84,9 @@ uint64_t de_store_drop(struct de_store *store, uint32_t id);
 
 /** With the lock held: put the slot at @p place in limbo; @p id becomes free with it unless DE_NONE. */
 void de_store_retire(struct de_store *store, uint64_t place, uint32_t id);
+
+/** With the lock held: make the code tables of a MODEL. DE_OK, DE_CORRUPT (not a model), DE_FULL or DE_NO_MEMORY. */
+int de_store_add_model(struct de_store *store, uint32_t id, const struct de_object *object);
 
 /** With the lock held: free what no reader sees any more. */
 void de_store_reclaim(struct de_store *store);

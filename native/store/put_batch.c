@@ -4,7 +4,7 @@
 
 int de_store_put_batch(struct de_store *store, const uint8_t *const *payloads, const uint16_t *bytes,
                        const uint8_t *encodings, const uint32_t *checksums, uint32_t model,
-                       const uint32_t *references, size_t count, uint32_t *ids)
+                       const uint32_t *pages, const uint32_t *references, size_t count, uint32_t *ids)
 {
     for (size_t i = 0; i < count; i++) {
         struct de_object object = {.encoding = encodings[i],
@@ -14,8 +14,8 @@ int de_store_put_batch(struct de_store *store, const uint8_t *const *payloads, c
         if (encodings[i] == DE_ENCODING_DENSE)
             object.references[object.reference_count++] = model;
         if (references[i] != DE_NONE)
-            object.references[object.reference_count++] = references[i];
-        int status = de_store_put(store, &object, &ids[i]);
+            object.references[object.reference_count++] = ids[references[i]];
+        int status = de_store_put(store, &object, &ids[pages[i]]);
         if (status != DE_OK)
             return status;
     }

@@ -1,23 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* zstd's magicless frames are stable in its library, but still declared as experimental. */
-#define ZSTD_STATIC_LINKING_ONLY
+#include <diffengine/compress.h>
+#include <diffengine/dense.h>
 #include <diffengine/digest.h>
 #include <diffengine/patch.h>
 #include <diffengine/rebuild.h>
 #include <diffengine/status.h>
-#include <lz4.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zstd.h>
-
-/** Page references of one object: all but a DENSE object's model. */
-#define PAGE_REFERENCES (DE_STORE_MAX_REFERENCES - 1)
 
 struct de_rebuilder {
     struct de_store_reader *reader;
-    ZSTD_DCtx *zstd;
+    struct de_compress_context *lz4, *zstd;
     /** What an object of depth d refers to is rebuilt into scratch[d - 1]. */
-    uint8_t scratch[DE_STORE_MAX_DEPTH][PAGE_REFERENCES][DE_PAGE_SIZE];
+    uint8_t scratch[DE_STORE_MAX_DEPTH][DE_PAGE_SIZE];
+    struct de_dense_window window;
 };
 
 int de_rebuilder_create(struct de_store *store, struct de_rebuilder **rebuilder)
@@ -26,12 +22,11 @@ int de_rebuilder_create(struct de_store *store, struct de_rebuilder **rebuilder)
     if (!made)
         return DE_NO_MEMORY;
     int status = de_store_reader_create(store, &made->reader);
-    if (status == DE_OK) {
-        made->zstd = ZSTD_createDCtx();
-        if (!made->zstd ||
-            ZSTD_isError(ZSTD_DCtx_setParameter(made->zstd, ZSTD_d_format, ZSTD_f_zstd1_magicless)))
-            status = DE_NO_MEMORY;
-    }
+    /* Levels matter for compressing only. */
+    if (status == DE_OK)
+        status = de_compress_create(DE_COMPRESS_LZ4, 1, &made->lz4);
+    if (status == DE_OK)
+        status = de_compress_create(DE_COMPRESS_ZSTD, 1, &made->zstd);
     if (status != DE_OK) {
         de_rebuilder_free(made);
         return status;
@@ -44,8 +39,10 @@ void de_rebuilder_free(struct de_rebuilder *rebuilder)
 {
     if (!rebuilder)
         return;
-    ZSTD_freeDCtx(rebuilder->zstd);
-    de_store_reader_free(rebuilder->reader);
+    de_compress_free(rebuilder->lz4);
+    de_compress_free(rebuilder->zstd);
+    if (rebuilder->reader)
+        de_store_reader_free(rebuilder->reader);
     free(rebuilder);
 }
 
@@ -54,20 +51,6 @@ static int fill(const struct de_object *object, uint8_t *page)
     for (size_t at = 0; at < DE_PAGE_SIZE; at += sizeof(uint64_t))
         memcpy(page + at, object->payload, sizeof(uint64_t));
     return DE_OK;
-}
-
-static int unpack_lz4(const struct de_object *object, uint8_t *page)
-{
-    int count = LZ4_decompress_safe((const char *)object->payload, (char *)page, (int)object->payload_bytes,
-                                    DE_PAGE_SIZE);
-    return count == (int)DE_PAGE_SIZE ? DE_OK : DE_CORRUPT;
-}
-
-static int unpack_zstd(const struct de_rebuilder *rebuilder, const struct de_object *object, uint8_t *page)
-{
-    size_t count =
-        ZSTD_decompressDCtx(rebuilder->zstd, page, DE_PAGE_SIZE, object->payload, object->payload_bytes);
-    return count == DE_PAGE_SIZE ? DE_OK : DE_CORRUPT;
 }
 
 static int decode(struct de_rebuilder *rebuilder, const struct de_object *object, uint8_t *page);
@@ -86,16 +69,44 @@ static int open_reference(struct de_rebuilder *rebuilder, uint32_t id, uint8_t a
     return *page == scratch ? decode(rebuilder, &reference, scratch) : DE_OK;
 }
 
+/** The page that reference number @p which of @p object names. */
+static int page_reference(struct de_rebuilder *rebuilder, const struct de_object *object, unsigned which,
+                          const uint8_t **reference)
+{
+    if (object->depth < 1 || object->depth > DE_STORE_MAX_DEPTH)
+        return DE_CORRUPT;
+    return open_reference(rebuilder, object->references[which], object->depth,
+                          rebuilder->scratch[object->depth - 1], reference);
+}
+
 static int apply_patch(struct de_rebuilder *rebuilder, const struct de_object *object, uint8_t *page)
 {
     const uint8_t *reference;
-    if (object->depth < 1 || object->depth > DE_STORE_MAX_DEPTH)
-        return DE_CORRUPT;
-    int status = open_reference(rebuilder, object->references[0], object->depth,
-                                rebuilder->scratch[object->depth - 1][0], &reference);
+    int status = page_reference(rebuilder, object, 0, &reference);
     if (status != DE_OK)
         return status;
     return de_patch_decode(object->payload, object->payload_bytes, reference, page);
+}
+
+/* The window is filled only after the reference is rebuilt: a dense reference needed it before. */
+static int unpack_dense(struct de_rebuilder *rebuilder, const struct de_object *object, uint8_t *page)
+{
+    const struct de_dense_model *model = de_store_model(rebuilder->reader, object->references[0]);
+    bool has_reference = object->reference_count > 1;
+    if (!model || object->reference_count > 2)
+        return DE_CORRUPT;
+    if (has_reference) {
+        const uint8_t *reference;
+        int status = page_reference(rebuilder, object, 1, &reference);
+        if (status != DE_OK)
+            return status;
+        memcpy(rebuilder->window.reference, reference, DE_PAGE_SIZE);
+    }
+    int status =
+        de_dense_decode(model, object->payload, object->payload_bytes, has_reference, &rebuilder->window);
+    if (status == DE_OK)
+        memcpy(page, rebuilder->window.page, DE_PAGE_SIZE);
+    return status;
 }
 
 /* At most DE_STORE_MAX_DEPTH + 1 deep, as each level's depth is less. */
@@ -108,12 +119,13 @@ static int decode(struct de_rebuilder *rebuilder, const struct de_object *object
     case DE_ENCODING_FILL:
         return fill(object, page);
     case DE_ENCODING_LZ4:
-        return unpack_lz4(object, page);
+        return de_decompress_page(rebuilder->lz4, object->payload, object->payload_bytes, page);
     case DE_ENCODING_ZSTD:
-        return unpack_zstd(rebuilder, object, page);
+        return de_decompress_page(rebuilder->zstd, object->payload, object->payload_bytes, page);
     case DE_ENCODING_PATCH:
         return apply_patch(rebuilder, object, page);
     case DE_ENCODING_DENSE:
+        return unpack_dense(rebuilder, object, page);
     case DE_ENCODING_MODEL:
         break;
     }

@@ -71,7 +71,10 @@ static bool references_settled(struct de_store *store, const struct de_object *o
 
 static void settle_object(struct de_store *store, uint32_t id, uint64_t place, const struct de_object *object)
 {
-    if (!references_settled(store, object)) {
+    bool usable = references_settled(store, object);
+    if (usable && object->encoding == DE_ENCODING_MODEL)
+        usable = de_store_add_model(store, id, object) == DE_OK;
+    if (!usable) {
         de_object_erase(de_arena_slot(&store->arena, place));
         atomic_store(de_store_entry(store, id), 0);
         return;

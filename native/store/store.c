@@ -27,6 +27,7 @@ int de_store_make(int fd, uint64_t max_bytes, uint64_t file_bytes, struct de_sto
         return DE_NO_MEMORY;
     memset(made, 0, sizeof(*made));
     de_epochs_init(&made->epochs);
+    de_models_init(&made->models);
     made->free_id = DE_NONE;
     pthread_mutex_init(&made->lock, NULL);
     int status = de_arena_create(&made->arena, fd, max_bytes, file_bytes);
@@ -48,6 +49,7 @@ void de_store_unmake(struct de_store *store, bool close_file)
     de_arena_free(&store->arena, close_file);
     de_growing_free(&store->ids);
     de_epochs_free(&store->epochs);
+    de_models_free(&store->models);
     pthread_mutex_destroy(&store->lock);
     free(store);
 }
@@ -148,6 +150,7 @@ void de_store_reclaim(struct de_store *store)
         store->limbo_bytes -= de_arena_slot_bytes(&store->arena, retired.place);
         de_object_erase(de_arena_slot(&store->arena, retired.place));
         de_arena_give(&store->arena, retired.place);
+        de_models_remove(&store->models, retired.id);
         /* Not before: two headers with one id would puzzle a successor. */
         if (retired.id != DE_NONE)
             push_free_id(store, retired.id);
@@ -224,6 +227,18 @@ static bool references_countable(const struct de_store *store, const struct de_o
     return true;
 }
 
+int de_store_add_model(struct de_store *store, uint32_t id, const struct de_object *object)
+{
+    struct de_dense_model *model;
+    int status = de_dense_model_load(object->payload, object->payload_bytes, &model);
+    if (status != DE_OK)
+        return status;
+    status = de_models_add(&store->models, id, model);
+    if (status != DE_OK)
+        de_dense_model_free(model);
+    return status;
+}
+
 static int put_locked(struct de_store *store, const struct de_object *given, uint32_t *id)
 {
     struct de_object object = *given;
@@ -240,6 +255,13 @@ static int put_locked(struct de_store *store, const struct de_object *given, uin
                                &place);
     if (status != DE_OK)
         return status;
+    if (object.encoding == DE_ENCODING_MODEL) {
+        status = de_store_add_model(store, new_id, &object);
+        if (status != DE_OK) {
+            de_arena_give(&store->arena, place);
+            return status;
+        }
+    }
     de_object_write(de_arena_slot(&store->arena, place), new_id, &object);
     for (uint32_t i = 0; i < object.reference_count; i++)
         atomic_fetch_add(de_store_entry(store, object.references[i]), 1);
@@ -303,7 +325,8 @@ void de_store_statistics(const struct de_store *store, struct de_store_statistic
         .header_bytes = store->header_bytes,
         .populated_bytes = store->arena.frames * DE_FRAME_BYTES,
         .table_bytes = sizeof(*store) + (uint64_t)store->ids_used * sizeof(uint64_t) +
-                       de_arena_table_bytes(&store->arena) + de_epochs_bytes(&store->epochs),
+                       de_arena_table_bytes(&store->arena) + de_epochs_bytes(&store->epochs) +
+                       de_models_bytes(&store->models),
         .limbo_bytes = store->limbo_bytes,
     };
     pthread_mutex_unlock(&locked->lock);
@@ -346,4 +369,9 @@ int de_store_get(struct de_store_reader *reader, uint32_t id, struct de_object *
     if (entry & DE_ENTRY_ABSENT)
         return DE_NOT_FOUND;
     return de_store_read_at(reader->store, de_entry_place(entry), id, object) ? DE_OK : DE_CORRUPT;
+}
+
+const struct de_dense_model *de_store_model(struct de_store_reader *reader, uint32_t id)
+{
+    return de_models_find(&reader->store->models, id);
 }

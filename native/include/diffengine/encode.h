@@ -73,12 +73,14 @@ void de_checksum_batch(const uint8_t *const *pages, size_t count, uint32_t *chec
  * Put a batch of objects into the store, in order; see de_store_put().
  * @param payloads   count addresses.
  * @param model      Id of the MODEL that DENSE objects are coded with, or DE_NONE.
- * @param references count ids or DE_NONE: the page a patch needs.
- * @param[out] ids   count ids.
+ * @param pages      count page numbers: whose content the objects are.
+ * @param references count page numbers or DE_NONE: the page a patch needs, put earlier (in this batch or
+ * before).
+ * @param[in,out] ids Indexed by page number: read for references, written for these pages.
  * @return DE_OK, or the first failure; the objects before it stay.
  */
 int de_store_put_batch(struct de_store *store, const uint8_t *const *payloads, const uint16_t *bytes,
                        const uint8_t *encodings, const uint32_t *checksums, uint32_t model,
-                       const uint32_t *references, size_t count, uint32_t *ids);
+                       const uint32_t *pages, const uint32_t *references, size_t count, uint32_t *ids);
 
 #endif

@@ -16,8 +16,9 @@
 
 /*
  * A batch of pages is `const uint8_t *const *pages, size_t count`: one address per page. Addresses need no
- * alignment (an ELF dump's segments start anywhere). The caller owns the memory and keeps it mapped during the
- * call. Batches are how Python calls C: it builds the address array with numpy and never touches a page's bytes.
+ * alignment (an ELF dump's segments start anywhere). The caller owns the memory and keeps it mapped during
+ * the call. Batches are how Python calls C: it builds the address array with numpy and never touches a page's
+ * bytes.
  */
 
 #endif

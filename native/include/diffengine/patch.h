@@ -3,9 +3,10 @@
  * @file patch.h
  * The fast patch form: a 4096-byte page as a byte-aligned edit of one reference page.
  *
- * Meant for C3 pages: cheap to make, and rebuilt in well under a microsecond. It finds moved content (copies from
- * any offset of the reference and from the page itself), not only words that differ at equal offsets. The byte-by-byte
- * format is docs/formats.md; its first byte is the version. The denser, entropy-coded form is dense.h.
+ * Meant for C3 pages: cheap to make, and rebuilt in well under a microsecond. It finds moved content (copies
+ * from any offset of the reference and from the page itself), not only words that differ at equal offsets.
+ * The byte-by-byte format is docs/formats.md; its first byte is the version. The denser, entropy-coded form
+ * is dense.h.
  */
 #ifndef DIFFENGINE_PATCH_H
 #define DIFFENGINE_PATCH_H
@@ -21,7 +22,8 @@ struct de_patch_encoder;
 int de_patch_encoder_create(struct de_patch_encoder **encoder);
 void de_patch_encoder_free(struct de_patch_encoder *encoder);
 
-/** Index @p reference for the encodes that follow. It must stay unchanged and mapped as long as it is used. */
+/** Index @p reference for the encodes that follow. It must stay unchanged and mapped as long as it is used.
+ */
 void de_patch_load_reference(struct de_patch_encoder *encoder, const uint8_t *reference);
 
 /**
@@ -33,8 +35,8 @@ size_t de_patch_encode(struct de_patch_encoder *encoder, const uint8_t *page, ui
 /**
  * Rebuild a page. No allocation, no context: any thread, the pager's fault path included.
  * @param[out] page DE_PAGE_SIZE bytes, not overlapping @p reference. Undefined content after an error.
- * @return DE_OK or DE_CORRUPT. Safe on any input: never reads outside @p untrusted_patch and @p reference, never writes
- *         outside @p page.
+ * @return DE_OK or DE_CORRUPT. Safe on any input: never reads outside @p untrusted_patch and @p reference,
+ * never writes outside @p page.
  */
 int de_patch_decode(const uint8_t *untrusted_patch, size_t count, const uint8_t *reference, uint8_t *page);
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /**
  * @file status.h
- * The one error type of the C code. Functions that can fail return `int`: DE_OK or one of the negative values.
+ * The one error type of the C code. Functions that can fail return `int`: DE_OK or one of the negative
+ * values.
  */
 #ifndef DIFFENGINE_STATUS_H
 #define DIFFENGINE_STATUS_H

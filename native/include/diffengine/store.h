@@ -111,8 +111,9 @@ int de_store_fd(const struct de_store *store);
  *               DE_STORE_MODEL_MAX_BYTES for a MODEL. The payload is copied.
  * @param[out] id The new object's id: stable for its life, never DE_NONE; ids are reused after release.
  * @return DE_OK, DE_INVALID (sizes, too deep, wrong number of references for the encoding), DE_NOT_FOUND (a
- * reference does not exist), DE_CORRUPT (a reference's header is damaged), DE_FULL (the store, or a
- * reference's count), DE_NO_MEMORY or DE_SYSTEM (the memory file can't grow).
+ * reference does not exist), DE_CORRUPT (a reference's header is damaged, or a MODEL's payload is no model),
+ * DE_FULL (the store, its models, or a reference's count), DE_NO_MEMORY or DE_SYSTEM (the memory file can't
+ * grow).
  */
 int de_store_put(struct de_store *store, const struct de_object *object, uint32_t *id);
 
@@ -157,5 +158,10 @@ void de_store_leave(struct de_store_reader *reader);
  * @return DE_OK, DE_NOT_FOUND, or DE_CORRUPT (its header does not make sense: the memory was damaged).
  */
 int de_store_get(struct de_store_reader *reader, uint32_t id, struct de_object *object);
+
+struct de_dense_model;
+
+/** The code tables of the MODEL object @p id, or NULL if it is none; valid until de_store_leave(). */
+const struct de_dense_model *de_store_model(struct de_store_reader *reader, uint32_t id);
 
 #endif
