@@ -837,7 +837,7 @@ static void evict_by_copy(struct keeper *keeper, uint32_t gfn)
  * be right. */
 static void test_guests_under_threads(void)
 {
-    enum { GFNS = 64, OPERATIONS = 30000 };
+    enum { GFNS = 64, OPERATIONS = 30000, EVENTS = 200 };
     static uint8_t image[GFNS][DE_PAGE_SIZE];
     static uint8_t copies[GFNS][DE_PAGE_SIZE];
     const uint8_t *content[GFNS];
@@ -856,7 +856,7 @@ static void test_guests_under_threads(void)
     struct de_guest *guests[2];
     for (uint32_t i = 0; i < 2; i++) {
         struct de_guest_options options = {.seed = i + 1,
-                                           .operations = OPERATIONS,
+                                           .operations = UINT64_MAX,
                                            .write_fraction = 0.3,
                                            .first_gfn = i * GFNS / 2,
                                            .gfns = GFNS / 2,
@@ -865,7 +865,8 @@ static void test_guests_under_threads(void)
         CHECK_EQ(de_guest_start(machine, domain, &options, &guests[i]), 0);
     }
     uint32_t random = 1;
-    while (de_guest_progress(guests[0]) < OPERATIONS || de_guest_progress(guests[1]) < OPERATIONS) {
+    while (de_guest_progress(guests[0]) < OPERATIONS || de_guest_progress(guests[1]) < OPERATIONS ||
+           account_domain(domain).paging_events < EVENTS) {
         random = random * 1664525 + 1013904223;
         uint32_t gfn = (random >> 8) % GFNS;
         if (random >> 31) {
@@ -889,10 +890,11 @@ static void test_guests_under_threads(void)
     for (int i = 0; i < 2; i++) {
         struct de_guest_result result;
         uint64_t samples[16];
+        de_guest_stop(guests[i]);
         de_guest_join(guests[i], &result, samples);
         CHECK_EQ(result.status, 0);
         CHECK_EQ(result.wrong_bytes, 0);
-        CHECK_EQ(result.reads + result.writes, OPERATIONS);
+        CHECK(result.reads + result.writes >= OPERATIONS);
         CHECK(result.reads > result.writes && result.writes > OPERATIONS / 5);
         CHECK(result.faults > 0);
         CHECK_EQ(result.samples, result.faults < 16 ? result.faults : 16);

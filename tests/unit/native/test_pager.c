@@ -1,0 +1,1219 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The pager on the embedded machine: each transition, its failure, and whatever may come in its middle. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <diffengine/compress.h>
+#include <diffengine/digest.h>
+#include <diffengine/machine.h>
+#include <diffengine/pager.h>
+#include <diffengine/status.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#define STORE_BYTES (64u << 20)
+
+static struct de_machine *machine;
+static struct de_store *store;
+static struct de_pager *pager;
+static struct de_hypervisor real; /**< the machine's own operations */
+
+/* The pager runs on this table: the machine's, with hooks around the steps that a test wants to disturb. */
+static struct de_hypervisor_operations hooked;
+static void (*before_evict)(uint16_t domain, uint32_t gfn);
+static void (*after_evict)(uint16_t domain, uint32_t gfn);
+static void (*after_take)(uint16_t domain, struct de_vm_event *event);
+static void (*before_share)(void);
+static _Atomic int load_error;
+
+static int hooked_evict(void *context, uint16_t domain, uint32_t gfn)
+{
+    if (before_evict)
+        before_evict(domain, gfn);
+    int error = real.operations->paging_evict(context, domain, gfn);
+    if (after_evict)
+        after_evict(domain, gfn);
+    return error;
+}
+
+static int hooked_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page)
+{
+    int error = page ? atomic_load(&load_error) : 0;
+    return error ? error : real.operations->paging_load(context, domain, gfn, page);
+}
+
+static int hooked_take(void *context, uint16_t domain, struct de_vm_event *event)
+{
+    int taken = real.operations->ring_take(context, domain, event);
+    if (taken == 1 && after_take)
+        after_take(domain, event);
+    return taken;
+}
+
+static int hooked_share(void *context, uint16_t source, uint32_t source_gfn, uint64_t source_handle,
+                        uint16_t client, uint32_t client_gfn, uint64_t client_handle)
+{
+    if (before_share)
+        before_share();
+    return real.operations->share(context, source, source_gfn, source_handle, client, client_gfn,
+                                  client_handle);
+}
+
+static void start(uint32_t frames)
+{
+    CHECK_EQ(de_machine_create(frames, &machine), 0);
+    CHECK_EQ(de_store_create(NULL, STORE_BYTES, &store), DE_OK);
+    real = de_machine_hypervisor(machine);
+    hooked = *real.operations;
+    hooked.paging_evict = hooked_evict;
+    hooked.paging_load = hooked_load;
+    hooked.ring_take = hooked_take;
+    hooked.share = hooked_share;
+    before_evict = after_evict = NULL;
+    after_take = NULL;
+    before_share = NULL;
+    atomic_store(&load_error, 0);
+    struct de_hypervisor hypervisor = {.operations = &hooked, .context = real.context};
+    CHECK_EQ(de_pager_create(store, &hypervisor, &pager), DE_OK);
+}
+
+static struct de_pager_statistics statistics(void)
+{
+    struct de_pager_statistics now;
+    de_pager_read_statistics(pager, &now);
+    return now;
+}
+
+/* Whatever a test did: nothing is left in the store but what it put there itself, and released. */
+static void finish(void)
+{
+    for (uint16_t id = 1; id < 32; id++)
+        de_machine_domain_destroy(machine, id);
+    for (uint16_t id = 1; id < 32; id++)
+        de_pager_remove_domain(pager, id);
+    CHECK_EQ(statistics().domains, 0);
+    CHECK_EQ(statistics().evicted, 0);
+    CHECK_EQ(statistics().watched, 0);
+    CHECK_EQ(statistics().table_bytes, 0);
+    de_pager_free(pager);
+    struct de_store_statistics left;
+    de_store_statistics(store, &left);
+    CHECK_EQ(left.objects, 0);
+    struct de_machine_accounting accounting;
+    de_machine_account(machine, &accounting);
+    CHECK_EQ(accounting.used, 0);
+    CHECK_EQ(accounting.mapped, 0);
+    de_store_close(store);
+    de_machine_free(machine);
+}
+
+static void fill(uint8_t *page, uint32_t key)
+{
+    uint64_t word = key * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    for (size_t i = 0; i < DE_PAGE_SIZE; i += sizeof word) {
+        memcpy(page + i, &word, sizeof word);
+        word = word * 6364136223846793005u + 1442695040888963407u;
+    }
+}
+
+/* A paged domain whose gfn i holds fill(first + i). */
+static uint16_t make_domain(uint32_t gfns, uint32_t first)
+{
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, gfns, &domain), 0);
+    for (uint32_t gfn = 0; gfn < gfns; gfn++) {
+        uint8_t page[DE_PAGE_SIZE];
+        const uint8_t *pages[] = {page};
+        fill(page, first + gfn);
+        CHECK_EQ(de_machine_populate(machine, domain, &gfn, pages, 1, NULL), 1);
+    }
+    CHECK_EQ(de_pager_add_domain(pager, domain, gfns), DE_OK);
+    return domain;
+}
+
+static uint32_t put_raw(const uint8_t *page)
+{
+    struct de_object object = {.encoding = DE_ENCODING_RAW,
+                               .checksum = de_page_checksum(page),
+                               .payload = page,
+                               .payload_bytes = DE_PAGE_SIZE};
+    uint32_t id;
+    CHECK_EQ(de_store_put(store, &object, &id), DE_OK);
+    return id;
+}
+
+static uint32_t put_filled(uint32_t key)
+{
+    uint8_t page[DE_PAGE_SIZE];
+    fill(page, key);
+    return put_raw(page);
+}
+
+static int evict(uint16_t domain, uint32_t gfn, uint32_t object)
+{
+    int32_t result = 1;
+    de_pager_evict(pager, &domain, &gfn, &object, 1, &result);
+    return result;
+}
+
+static int watch(uint16_t domain, uint32_t gfn)
+{
+    int32_t result = 1;
+    de_pager_watch(pager, &domain, &gfn, 1, &result);
+    return result;
+}
+
+static int share(uint16_t a, uint32_t gfn_a, uint16_t b, uint32_t gfn_b)
+{
+    int32_t result = 1;
+    de_pager_share(pager, &a, &gfn_a, &b, &gfn_b, 1, &result);
+    return result;
+}
+
+static int make_private(uint16_t domain, uint32_t gfn)
+{
+    int32_t result = 1;
+    de_pager_unshare(pager, &domain, &gfn, 1, &result);
+    return result;
+}
+
+static int state(uint16_t domain, uint32_t gfn)
+{
+    uint8_t value;
+    CHECK_EQ(de_pager_states(pager, domain, gfn, 1, &value, NULL, NULL), DE_OK);
+    return value;
+}
+
+static uint32_t generation(uint16_t domain, uint32_t gfn)
+{
+    uint32_t value;
+    CHECK_EQ(de_pager_states(pager, domain, gfn, 1, NULL, NULL, &value), DE_OK);
+    return value;
+}
+
+static void pause_briefly(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+}
+
+/* A guest access on a thread of its own. */
+struct access {
+    struct de_vcpu *vcpu;
+    uint32_t gfn;
+    bool write;
+    int result;
+    uint8_t page[DE_PAGE_SIZE];
+    atomic_bool done;
+    pthread_t thread;
+};
+
+static void *access_thread(void *argument)
+{
+    struct access *access = argument;
+    access->result = access->write
+                         ? de_machine_guest_write(access->vcpu, access->gfn, 0, access->page, 1)
+                         : de_machine_guest_read(access->vcpu, access->gfn, 0, access->page, DE_PAGE_SIZE);
+    atomic_store(&access->done, true);
+    return NULL;
+}
+
+static void access_begin(struct access *access, uint16_t domain, uint32_t gfn)
+{
+    CHECK_EQ(de_vcpu_create(machine, domain, &access->vcpu), 0);
+    access->gfn = gfn;
+    atomic_store(&access->done, false);
+    CHECK_EQ(pthread_create(&access->thread, NULL, access_thread, access), 0);
+}
+
+static int access_end(struct access *access)
+{
+    pthread_join(access->thread, NULL);
+    de_vcpu_free(access->vcpu);
+    return access->result;
+}
+
+static void wait_for_events(uint16_t domain, uint64_t count)
+{
+    struct de_domain_accounting accounting;
+    do {
+        pause_briefly();
+        CHECK_EQ(de_machine_domain_account(machine, domain, &accounting), 0);
+    } while (accounting.paging_events < count);
+}
+
+/* Read a page as the guest, serving on this thread, and compare it with fill(key). */
+static void check_page(uint16_t domain, uint32_t gfn, uint32_t key)
+{
+    struct access access = {.write = false};
+    uint8_t expected[DE_PAGE_SIZE];
+    access_begin(&access, domain, gfn);
+    while (!atomic_load(&access.done))
+        de_pager_serve(pager);
+    CHECK_EQ(access_end(&access), 0);
+    fill(expected, key);
+    CHECK(memcmp(access.page, expected, DE_PAGE_SIZE) == 0);
+}
+
+static void test_domains(void)
+{
+    start(16);
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, 4, &domain), 0);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 0), DE_INVALID);
+    CHECK_EQ(de_pager_add_domain(pager, 99, 4), DE_NOT_FOUND);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 4), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 4), DE_BUSY);
+    CHECK(statistics().table_bytes >= 4 * 8);
+    uint16_t taken;
+    CHECK_EQ(de_machine_domain_create(machine, 4, &taken), 0);
+    CHECK_EQ(real.operations->paging_enable(real.context, taken), 0);
+    CHECK_EQ(de_pager_add_domain(pager, taken, 4), DE_BUSY);
+    CHECK_EQ(de_pager_states(pager, domain, 3, 2, NULL, NULL, NULL), DE_INVALID);
+    CHECK_EQ(de_pager_states(pager, 99, 0, 1, NULL, NULL, NULL), DE_NOT_FOUND);
+    char text[8];
+    CHECK_EQ(de_pager_failure(pager, 99, text, sizeof text), DE_NOT_FOUND);
+    CHECK_EQ(de_pager_remove_domain(pager, 99), DE_NOT_FOUND);
+    CHECK_EQ(de_pager_restore(pager, 99), DE_NOT_FOUND);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 4), DE_OK);
+    finish();
+}
+
+static void test_evict_and_fault(void)
+{
+    start(16);
+    uint16_t domain = make_domain(4, 100);
+    uint32_t object = put_filled(102);
+    CHECK_EQ(evict(domain, 2, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(state(domain, 2), DE_PAGE_EVICTED);
+    CHECK_EQ(de_store_count(store, object), 2);
+    CHECK_EQ(statistics().evicted, 1);
+    struct de_machine_accounting accounting;
+    de_machine_account(machine, &accounting);
+    CHECK_EQ(accounting.used, 3);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    uint32_t before = generation(domain, 2);
+    check_page(domain, 2, 102);
+    CHECK_EQ(state(domain, 2), DE_PAGE_RESIDENT);
+    CHECK(generation(domain, 2) != before);
+    CHECK_EQ(de_store_count(store, object), 1);
+    CHECK_EQ(de_pager_retire(pager, 10), 1);
+    CHECK_EQ(de_store_count(store, object), 0);
+    struct de_pager_statistics now = statistics();
+    CHECK_EQ(now.evictions, 1);
+    CHECK_EQ(now.loads, 1);
+    CHECK_EQ(now.events, 1);
+    CHECK(de_latency_quantile(&now.rebuild, 0.5) > 0);
+    CHECK(de_latency_quantile(&now.fault, 0.5) >= de_latency_quantile(&now.rebuild, 0.5));
+    finish();
+}
+
+static void test_one_object_for_two_pages(void)
+{
+    start(16);
+    uint16_t a = make_domain(1, 5);
+    uint16_t b = make_domain(1, 5);
+    uint32_t object = put_filled(5);
+    CHECK_EQ(evict(a, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(b, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    CHECK_EQ(de_store_count(store, object), 2);
+    check_page(a, 0, 5);
+    de_pager_retire(pager, 10);
+    check_page(b, 0, 5);
+    finish();
+}
+
+/* A refused eviction leaves page, entry and reference counts as they were. */
+static void test_evict_refused(void)
+{
+    start(16);
+    uint16_t domain = make_domain(4, 200);
+    uint32_t right = put_filled(200);
+    uint32_t wrong = put_filled(999);
+    CHECK_EQ(evict(99, 0, right), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(evict(domain, 4, right), DE_PROPOSAL_INVALID);
+    CHECK_EQ(evict(domain, 0, 0x7fffff), DE_PROPOSAL_NO_OBJECT);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    CHECK_EQ(evict(domain, 0, wrong), DE_PROPOSAL_DIFFERS);
+    CHECK_EQ(state(domain, 0), DE_PAGE_WATCHED);
+    CHECK_EQ(de_store_count(store, wrong), 1);
+    CHECK_EQ(evict(domain, 0, right), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(domain, 0, right), DE_PROPOSAL_NO_PAGE);
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_NO_PAGE);
+    CHECK_EQ(de_store_count(store, right), 2);
+    check_page(domain, 0, 200);
+    /* Mapped by somebody else: nominate says no; mapped after it, evict does. */
+    uint8_t *page;
+    int32_t error;
+    uint32_t gfn = 0;
+    CHECK_EQ(de_machine_map(machine, domain, false, &gfn, 1, &page, &error), 1);
+    CHECK_EQ(evict(domain, 0, right), DE_PROPOSAL_BUSY);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_machine_map(machine, domain, false, &gfn, 1, &page, &error), 1);
+    CHECK_EQ(evict(domain, 0, right), DE_PROPOSAL_TOUCHED);
+    CHECK_EQ(state(domain, 0), DE_PAGE_WATCHED);
+    de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
+    CHECK_EQ(evict(domain, 0, right), DE_PROPOSAL_DONE);
+    check_page(domain, 0, 200);
+    /* A hole. */
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    CHECK_EQ(de_machine_guest_release(vcpu, 3), 0);
+    CHECK_EQ(evict(domain, 3, right), DE_PROPOSAL_BUSY);
+    de_vcpu_free(vcpu);
+    de_pager_retire(pager, 10);
+    CHECK_EQ(de_store_count(store, right), 1);
+    CHECK_EQ(de_store_release(store, right), DE_OK);
+    CHECK_EQ(de_store_release(store, wrong), DE_OK);
+    finish();
+}
+
+static void test_watch_and_touch(void)
+{
+    start(16);
+    uint16_t domain = make_domain(2, 7);
+    CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
+    CHECK_EQ(state(domain, 1), DE_PAGE_WATCHED);
+    CHECK_EQ(statistics().watched, 1);
+    uint32_t before = generation(domain, 1);
+    check_page(domain, 1, 8);
+    CHECK_EQ(state(domain, 1), DE_PAGE_RESIDENT);
+    CHECK_EQ(generation(domain, 1), before + 1);
+    CHECK_EQ(statistics().touches, 1);
+    CHECK_EQ(statistics().loads, 0);
+    CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
+    finish();
+}
+
+/* In the middle of an eviction: the guest touches the page between the check and the hypercall. */
+static struct access middle;
+
+static void touch_unserved(uint16_t domain, uint32_t gfn)
+{
+    before_evict = NULL;
+    CHECK_EQ(state(domain, gfn), DE_PAGE_EVICTING);
+    access_begin(&middle, domain, gfn);
+    wait_for_events(domain, 1);
+}
+
+static void touch_served(uint16_t domain, uint32_t gfn)
+{
+    touch_unserved(domain, gfn);
+    CHECK_EQ(de_pager_serve(pager), 1);
+}
+
+static void test_touch_before_evict(void (*touch)(uint16_t, uint32_t), int state_after)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 50);
+    uint32_t object = put_filled(50);
+    uint8_t expected[DE_PAGE_SIZE];
+    middle.write = true;
+    middle.page[0] = 0xaa;
+    before_evict = touch;
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_TOUCHED);
+    CHECK_EQ(state(domain, 0), state_after);
+    de_pager_serve(pager);
+    CHECK_EQ(access_end(&middle), 0);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    de_pager_retire(pager, 10);
+    CHECK_EQ(de_store_count(store, object), 1);
+    /* The write is there, and the old object is refused now. */
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DIFFERS);
+    struct access check = {.write = false};
+    access_begin(&check, domain, 0);
+    while (!atomic_load(&check.done))
+        de_pager_serve(pager);
+    CHECK_EQ(access_end(&check), 0);
+    fill(expected, 50);
+    expected[0] = 0xaa;
+    CHECK(memcmp(check.page, expected, DE_PAGE_SIZE) == 0);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+/* The hypercall is through, and the fault is served before the entry says "evicted". */
+static void fault_served(uint16_t domain, uint32_t gfn)
+{
+    after_evict = NULL;
+    middle.write = false;
+    CHECK_EQ(state(domain, gfn), DE_PAGE_EVICTING);
+    access_begin(&middle, domain, gfn);
+    wait_for_events(domain, 1);
+    CHECK_EQ(de_pager_serve(pager), 1);
+    CHECK_EQ(access_end(&middle), 0);
+}
+
+static void test_fault_after_evict(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 51);
+    uint32_t object = put_filled(51);
+    uint8_t expected[DE_PAGE_SIZE];
+    after_evict = fault_served;
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    fill(expected, 51);
+    CHECK(memcmp(middle.page, expected, DE_PAGE_SIZE) == 0);
+    de_pager_retire(pager, 10);
+    CHECK_EQ(de_store_count(store, object), 1);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+/* A stale event meets "evicting": the page is nominated still, so the entry stays the evictor's. */
+static void stale_event(uint16_t domain, uint32_t gfn)
+{
+    before_evict = NULL;
+    CHECK_EQ(de_pager_serve(pager), 1);
+    CHECK_EQ(state(domain, gfn), DE_PAGE_EVICTING);
+}
+
+static void test_stale_event_while_evicting(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 52);
+    uint32_t object = put_filled(52);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    /* dom0 asks for the page; it is loaded before its event is looked at, and evicted again. */
+    uint8_t *page;
+    int32_t error;
+    uint32_t gfn = 0;
+    CHECK_EQ(de_machine_map(machine, domain, false, &gfn, 1, &page, &error), 0);
+    CHECK_EQ(error, -ENOENT);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    before_evict = stale_event;
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(state(domain, 0), DE_PAGE_EVICTED);
+    CHECK_EQ(statistics().duplicates, 1);
+    de_pager_retire(pager, 10);
+    CHECK_EQ(de_store_count(store, object), 2);
+    check_page(domain, 0, 52);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+static void test_dom0_request(void)
+{
+    start(16);
+    uint16_t domain = make_domain(2, 60);
+    uint32_t object = put_filled(61);
+    CHECK_EQ(evict(domain, 1, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    uint8_t *page;
+    int32_t error;
+    uint32_t gfn = 1;
+    CHECK_EQ(de_machine_map(machine, domain, false, &gfn, 1, &page, &error), 0);
+    CHECK_EQ(error, -ENOENT);
+    CHECK_EQ(de_pager_serve(pager), 1);
+    CHECK_EQ(de_machine_map(machine, domain, false, &gfn, 1, &page, &error), 1);
+    uint8_t expected[DE_PAGE_SIZE];
+    fill(expected, 61);
+    CHECK(memcmp(page, expected, DE_PAGE_SIZE) == 0);
+    de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
+    finish();
+}
+
+static void test_duplicate_faults(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 70);
+    uint32_t object = put_filled(70);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    struct access accesses[2] = {{.write = false}, {.write = false}};
+    access_begin(&accesses[0], domain, 0);
+    access_begin(&accesses[1], domain, 0);
+    wait_for_events(domain, 2);
+    CHECK_EQ(de_pager_serve(pager), 2);
+    CHECK_EQ(access_end(&accesses[0]), 0);
+    CHECK_EQ(access_end(&accesses[1]), 0);
+    CHECK(memcmp(accesses[0].page, accesses[1].page, DE_PAGE_SIZE) == 0);
+    CHECK_EQ(statistics().duplicates, 1);
+    CHECK_EQ(statistics().loads, 1);
+    finish();
+}
+
+static void test_drop(void)
+{
+    start(16);
+    uint16_t domain = make_domain(3, 80);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    uint32_t object = put_filled(80);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_machine_guest_release(vcpu, 0), 0);
+    CHECK_EQ(de_machine_guest_release(vcpu, 1), 0);
+    CHECK_EQ(de_pager_serve(pager), 2);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    CHECK_EQ(state(domain, 1), DE_PAGE_RESIDENT);
+    CHECK_EQ(statistics().drops, 2);
+    CHECK_EQ(de_pager_retire(pager, 10), 1);
+    CHECK_EQ(de_store_count(store, object), 0);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
+/* A drop of the gfn's former page, looked at after its new page was evicted, must not take the new page's
+ * object. */
+static uint32_t newer_object;
+
+static void evict_newer_page(uint16_t domain, struct de_vm_event *event)
+{
+    if (!(event->paging_flags & DE_PAGING_DROP_PAGE))
+        return;
+    after_take = NULL;
+    CHECK_EQ(evict(domain, event->gfn, newer_object), DE_PROPOSAL_DONE);
+}
+
+static void test_stale_drop(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 90);
+    uint32_t object = put_filled(90);
+    uint8_t page[DE_PAGE_SIZE];
+    const uint8_t *pages[] = {page};
+    fill(page, 91);
+    newer_object = put_raw(page);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    /* A fault, and then, unserved yet, another vCPU gives the page back and gets a new one. */
+    struct access fault = {.write = false};
+    access_begin(&fault, domain, 0);
+    wait_for_events(domain, 1);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    CHECK_EQ(de_machine_guest_release(vcpu, 0), 0);
+    CHECK_EQ(de_machine_populate(machine, domain, NULL, pages, 1, NULL), 1);
+    /* Paused, so that the answered vCPU does not touch the new page in the middle of its eviction. */
+    CHECK_EQ(de_machine_domain_pause(machine, domain), 0);
+    after_take = evict_newer_page;
+    CHECK_EQ(de_pager_serve(pager), 2);
+    CHECK(after_take == NULL);
+    CHECK_EQ(state(domain, 0), DE_PAGE_EVICTED);
+    CHECK_EQ(de_machine_domain_unpause(machine, domain), 0);
+    while (!atomic_load(&fault.done))
+        de_pager_serve(pager);
+    CHECK_EQ(access_end(&fault), 0);
+    fill(page, 91);
+    CHECK(memcmp(fault.page, page, DE_PAGE_SIZE) == 0);
+    check_page(domain, 0, 91);
+    de_vcpu_free(vcpu);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    CHECK_EQ(de_store_release(store, newer_object), DE_OK);
+    finish();
+}
+
+static void scribble(uint16_t domain, struct de_vm_event *event)
+{
+    (void)domain;
+    after_take = NULL;
+    event->gfn = 0xffffffff;
+}
+
+static void scribble_version(uint16_t domain, struct de_vm_event *event)
+{
+    (void)domain;
+    after_take = NULL;
+    event->version = 99;
+}
+
+/* The ring is the guest's to scribble on: its vCPU asks again, and nothing else happens. */
+static void test_bad_events(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 95);
+    uint32_t object = put_filled(95);
+    after_take = scribble;
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    check_page(domain, 0, 95);
+    after_take = scribble_version;
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    check_page(domain, 0, 95);
+    CHECK_EQ(statistics().bad_events, 2);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+static void test_load_without_memory(void)
+{
+    start(3);
+    uint16_t domain = make_domain(2, 110);
+    uint32_t object = put_filled(110);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    uint16_t other = make_domain(2, 120);
+    struct access access = {.write = false};
+    access_begin(&access, domain, 0);
+    wait_for_events(domain, 1);
+    de_pager_serve(pager);
+    de_pager_serve(pager);
+    CHECK(statistics().load_no_memory >= 2);
+    CHECK_EQ(state(domain, 0), DE_PAGE_EVICTED);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_NO_MEMORY);
+    CHECK(!atomic_load(&access.done));
+    /* Evict elsewhere, and it goes on. */
+    uint32_t another = put_filled(120);
+    CHECK_EQ(evict(other, 0, another), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, another), DE_OK);
+    de_pager_serve(pager);
+    CHECK_EQ(access_end(&access), 0);
+    uint8_t expected[DE_PAGE_SIZE];
+    fill(expected, 110);
+    CHECK(memcmp(access.page, expected, DE_PAGE_SIZE) == 0);
+    CHECK_EQ(statistics().loads, 1);
+    finish();
+}
+
+/* Change one byte of a raw payload in the store's memory. */
+static void damage(uint32_t key)
+{
+    uint8_t page[DE_PAGE_SIZE];
+    fill(page, key);
+    struct stat file;
+    CHECK_EQ(fstat(de_store_fd(store), &file), 0);
+    size_t bytes = (size_t)file.st_size;
+    uint8_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, de_store_fd(store), 0);
+    CHECK(memory != MAP_FAILED);
+    uint8_t *found =
+        memmem(memory, bytes < 16 * DE_STORE_CHUNK ? bytes : 16 * DE_STORE_CHUNK, page, DE_PAGE_SIZE);
+    CHECK(found != NULL);
+    found[1000] ^= 1;
+    CHECK_EQ(munmap(memory, bytes), 0);
+}
+
+static void test_corrupt_object(void)
+{
+    start(16);
+    uint16_t bad = make_domain(2, 130);
+    uint16_t good = make_domain(2, 140);
+    uint32_t object = put_filled(130);
+    CHECK_EQ(evict(bad, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    object = put_filled(140);
+    CHECK_EQ(evict(good, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    damage(130);
+    char text[200];
+    CHECK_EQ(de_pager_failure(pager, bad, text, sizeof text), DE_OK);
+    CHECK_EQ(text[0], 0);
+    struct access access = {.write = false};
+    access_begin(&access, bad, 0);
+    wait_for_events(bad, 1);
+    de_pager_serve(pager);
+    CHECK_EQ(statistics().corrupt, 1);
+    CHECK_EQ(de_pager_failure(pager, bad, text, sizeof text), DE_OK);
+    CHECK(strstr(text, "corrupt") && strstr(text, "paused"));
+    CHECK(!atomic_load(&access.done));
+    /* It is paused whole: its other page is out of reach, too, and proposals for it are refused. */
+    struct access other_page = {.write = false};
+    access_begin(&other_page, bad, 1);
+    pause_briefly();
+    CHECK(!atomic_load(&other_page.done));
+    CHECK_EQ(watch(bad, 1), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(de_pager_restore(pager, bad), DE_CORRUPT);
+    CHECK_EQ(de_pager_remove_domain(pager, bad), DE_BUSY);
+    check_page(good, 0, 140);
+    CHECK_EQ(de_machine_domain_destroy(machine, bad), 0);
+    CHECK_EQ(access_end(&access), -ESHUTDOWN);
+    CHECK_EQ(access_end(&other_page), -ESHUTDOWN);
+    CHECK_EQ(de_pager_remove_domain(pager, bad), DE_OK);
+    finish();
+}
+
+/* An object that does not rebuild is found out when it is proposed. */
+static void test_corrupt_proposal(void)
+{
+    start(4);
+    uint16_t domain = make_domain(1, 135);
+    uint32_t object = put_filled(135);
+    damage(135);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_OBJECT);
+    check_page(domain, 0, 135);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+static void write_to_partner(void)
+{
+    before_share = NULL;
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, 2, &vcpu), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 0, 0, "x", 1), 0);
+    de_vcpu_free(vcpu);
+}
+
+static void test_share(void)
+{
+    start(32);
+    uint16_t a = make_domain(4, 150);
+    uint16_t b = make_domain(4, 150);
+    CHECK_EQ(b, 2);
+    CHECK_EQ(share(a, 0, 99, 0), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(share(99, 0, a, 0), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(share(a, 0, a, 0), DE_PROPOSAL_INVALID);
+    CHECK_EQ(share(a, 0, b, 4), DE_PROPOSAL_INVALID);
+    before_share = write_to_partner;
+    CHECK_EQ(share(a, 0, b, 0), DE_PROPOSAL_STALE);
+    CHECK_EQ(share(a, 1, b, 2), DE_PROPOSAL_DIFFERS);
+    CHECK_EQ(share(a, 1, b, 1), DE_PROPOSAL_DONE);
+    CHECK_EQ(statistics().shares, 1);
+    struct de_machine_accounting accounting;
+    de_machine_account(machine, &accounting);
+    CHECK_EQ(accounting.used, 7);
+    check_page(a, 1, 151);
+    check_page(b, 1, 151);
+    uint8_t *page;
+    int32_t error;
+    uint32_t gfn = 3;
+    CHECK_EQ(de_machine_map(machine, b, false, &gfn, 1, &page, &error), 1);
+    CHECK_EQ(share(a, 3, b, 3), DE_PROPOSAL_MAPPED);
+    de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
+    /* Shared is not evictable; watched is not sharable; evicted is nothing. */
+    uint32_t object = put_filled(151);
+    CHECK_EQ(evict(a, 1, object), DE_PROPOSAL_BUSY);
+    CHECK_EQ(make_private(a, 1), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(a, 1, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(share(a, 1, b, 1), DE_PROPOSAL_NO_PAGE);
+    CHECK_EQ(make_private(a, 1), DE_PROPOSAL_NO_PAGE);
+    CHECK_EQ(make_private(99, 1), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(watch(b, 3), DE_PROPOSAL_DONE);
+    CHECK_EQ(share(a, 3, b, 3), DE_PROPOSAL_BUSY);
+    check_page(a, 1, 151);
+    check_page(b, 1, 151);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+static void test_share_limit_and_memory(void)
+{
+    start(DE_SHARE_MAX_GFNS + 1);
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, DE_SHARE_MAX_GFNS + 2, &domain), 0);
+    CHECK_EQ(de_machine_populate(machine, domain, NULL, NULL, DE_SHARE_MAX_GFNS + 1, NULL),
+             DE_SHARE_MAX_GFNS + 1);
+    CHECK_EQ(de_pager_add_domain(pager, domain, DE_SHARE_MAX_GFNS + 2), DE_OK);
+    for (uint32_t gfn = 1; gfn < DE_SHARE_MAX_GFNS; gfn++)
+        CHECK_EQ(share(domain, 0, domain, gfn), DE_PROPOSAL_DONE);
+    CHECK_EQ(share(domain, 0, domain, DE_SHARE_MAX_GFNS), DE_PROPOSAL_FULL);
+    uint16_t other;
+    CHECK_EQ(de_machine_domain_create(machine, DE_SHARE_MAX_GFNS, &other), 0);
+    CHECK_EQ(de_machine_populate(machine, other, NULL, NULL, DE_SHARE_MAX_GFNS, NULL), DE_SHARE_MAX_GFNS - 1);
+    CHECK_EQ(make_private(domain, 0), DE_PROPOSAL_NO_MEMORY);
+    finish();
+}
+
+static void test_restore_and_remove(void)
+{
+    start(16);
+    uint16_t domain = make_domain(4, 170);
+    uint32_t object = put_filled(171);
+    CHECK_EQ(evict(domain, 1, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(watch(domain, 2), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_BUSY);
+    atomic_store(&load_error, -ENOMEM);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_NO_MEMORY);
+    CHECK_EQ(state(domain, 1), DE_PAGE_EVICTED);
+    atomic_store(&load_error, 0);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    for (uint32_t gfn = 0; gfn < 4; gfn++) {
+        CHECK_EQ(state(domain, gfn), DE_PAGE_RESIDENT);
+        CHECK_EQ(de_machine_p2m_type(machine, domain, gfn), DE_P2M_RAM_RW);
+    }
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 4), DE_OK);
+    for (uint32_t gfn = 0; gfn < 4; gfn++)
+        check_page(domain, gfn, 170 + gfn);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+/* A load that fails in a way Xen does not know: the domain is halted rather than given a wrong page. */
+static void test_load_refused(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 180);
+    uint32_t object = put_filled(180);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    atomic_store(&load_error, -EFAULT);
+    struct access access = {.write = false};
+    access_begin(&access, domain, 0);
+    wait_for_events(domain, 1);
+    de_pager_serve(pager);
+    char text[200];
+    CHECK_EQ(de_pager_failure(pager, domain, text, sizeof text), DE_OK);
+    CHECK(strstr(text, "refused"));
+    CHECK_EQ(state(domain, 0), DE_PAGE_EVICTED);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    CHECK_EQ(access_end(&access), -ESHUTDOWN);
+    finish();
+}
+
+/* A page that is out without our knowing can't be brought back; saying so beats an endless fault. */
+static void test_page_of_nobody(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 185);
+    CHECK_EQ(real.operations->paging_nominate(real.context, domain, 0), 0);
+    CHECK_EQ(real.operations->paging_evict(real.context, domain, 0), 0);
+    struct access access = {.write = false};
+    access_begin(&access, domain, 0);
+    wait_for_events(domain, 1);
+    de_pager_serve(pager);
+    char text[200];
+    CHECK_EQ(de_pager_failure(pager, domain, text, sizeof text), DE_OK);
+    CHECK(strstr(text, "not by this pager"));
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    CHECK_EQ(access_end(&access), -ESHUTDOWN);
+    finish();
+}
+
+static void test_latency(void)
+{
+    struct de_latency latency = {.counts = {0}};
+    CHECK_EQ(de_latency_quantile(&latency, 0.5), 0);
+    start(4);
+    uint16_t domain = make_domain(1, 1);
+    uint32_t object = put_filled(1);
+    for (int i = 0; i < 20; i++) {
+        CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+        check_page(domain, 0, 1);
+        de_pager_retire(pager, 1);
+    }
+    latency = statistics().rebuild;
+    uint64_t samples = 0;
+    for (size_t i = 0; i < DE_LATENCY_BUCKETS; i++)
+        samples += latency.counts[i];
+    CHECK_EQ(samples, 20);
+    uint64_t p50 = de_latency_quantile(&latency, 0.5);
+    CHECK(p50 > 100 && p50 < 1000000000);
+    CHECK(de_latency_quantile(&latency, 0.0) <= p50 && p50 <= de_latency_quantile(&latency, 1.0));
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+/* A random walk over everything that can be done to two domains, against arrays that say what each page must
+ * hold. */
+enum { WALK_DOMAINS = 2, WALK_GFNS = 24, WALK_STEPS = 20000, WALK_CONTENTS = 5 };
+
+struct walk {
+    uint64_t random;
+    uint16_t domains[WALK_DOMAINS];
+    struct de_vcpu *vcpus[WALK_DOMAINS];
+    uint8_t expected[WALK_DOMAINS][WALK_GFNS][DE_PAGE_SIZE];
+    bool hole[WALK_DOMAINS][WALK_GFNS];
+};
+
+static uint32_t pick(struct walk *walk, uint32_t bound)
+{
+    walk->random = walk->random * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(walk->random >> 33) % bound;
+}
+
+static void walk_guest(struct walk *walk, uint32_t d, uint32_t gfn)
+{
+    uint8_t page[DE_PAGE_SIZE];
+    int missing = walk->hole[d][gfn] ? -EFAULT : 0;
+    if (pick(walk, 2)) {
+        CHECK_EQ(de_machine_guest_read(walk->vcpus[d], gfn, 0, page, DE_PAGE_SIZE), missing);
+        CHECK(missing || memcmp(page, walk->expected[d][gfn], DE_PAGE_SIZE) == 0);
+        return;
+    }
+    /* Few different contents, so that there is something to share. */
+    fill(page, pick(walk, WALK_CONTENTS));
+    CHECK_EQ(de_machine_guest_write(walk->vcpus[d], gfn, 0, page, DE_PAGE_SIZE), missing);
+    if (!missing)
+        memcpy(walk->expected[d][gfn], page, DE_PAGE_SIZE);
+}
+
+static void walk_balloon(struct walk *walk, uint32_t d, uint32_t gfn)
+{
+    if (walk->hole[d][gfn]) {
+        int error = de_machine_guest_obtain(walk->vcpus[d], gfn);
+        CHECK(error == 0 || error == -ENOMEM);
+        if (error)
+            return;
+        memset(walk->expected[d][gfn], 0, DE_PAGE_SIZE);
+    } else {
+        CHECK_EQ(de_machine_guest_release(walk->vcpus[d], gfn), 0);
+    }
+    walk->hole[d][gfn] = !walk->hole[d][gfn];
+}
+
+static void walk_evict(struct walk *walk, uint32_t d, uint32_t gfn)
+{
+    /* Now and then an object with other content: it must be refused. */
+    bool lie = pick(walk, 10) == 0;
+    uint8_t page[DE_PAGE_SIZE];
+    memcpy(page, walk->expected[d][gfn], DE_PAGE_SIZE);
+    page[17] ^= lie;
+    uint32_t object = put_raw(page);
+    int result = evict(walk->domains[d], gfn, object);
+    CHECK(!(lie && result == DE_PROPOSAL_DONE));
+    CHECK(!(walk->hole[d][gfn] && result == DE_PROPOSAL_DONE));
+    CHECK(result != DE_PROPOSAL_FAILED && result != DE_PROPOSAL_NO_OBJECT);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+}
+
+static void walk_map(struct walk *walk, uint32_t d, uint32_t gfn)
+{
+    bool writable = pick(walk, 2);
+    uint8_t *page;
+    int32_t error;
+    if (de_machine_map(machine, walk->domains[d], writable, &gfn, 1, &page, &error) == 1) {
+        CHECK(memcmp(page, walk->expected[d][gfn], DE_PAGE_SIZE) == 0);
+        if (writable)
+            page[5] = walk->expected[d][gfn][5] = (uint8_t)pick(walk, 256);
+        de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
+    } else {
+        CHECK(error == -ENOENT || error == -ENOMEM || (error == -EINVAL && walk->hole[d][gfn]));
+    }
+}
+
+static void walk_step(struct walk *walk)
+{
+    uint32_t d = pick(walk, WALK_DOMAINS);
+    uint32_t gfn = pick(walk, WALK_GFNS);
+    uint32_t other = pick(walk, WALK_DOMAINS);
+    switch (pick(walk, 10)) {
+    case 0:
+        walk_balloon(walk, d, gfn);
+        return;
+    case 1:
+        watch(walk->domains[d], gfn);
+        return;
+    case 2:
+    case 3:
+        walk_evict(walk, d, gfn);
+        return;
+    case 4:
+        walk_map(walk, d, gfn);
+        return;
+    case 5:
+        make_private(walk->domains[d], gfn);
+        return;
+    case 6:
+        CHECK(share(walk->domains[d], gfn, walk->domains[other], pick(walk, WALK_GFNS)) !=
+              DE_PROPOSAL_FAILED);
+        return;
+    default:
+        walk_guest(walk, d, gfn);
+    }
+}
+
+static void test_random_walk(uint64_t seed)
+{
+    static struct walk walk;
+    memset(&walk, 0, sizeof walk);
+    walk.random = seed;
+    /* Two frames short of nothing: a COW break always finds one. */
+    start(WALK_DOMAINS * WALK_GFNS + 2);
+    for (uint32_t d = 0; d < WALK_DOMAINS; d++) {
+        walk.domains[d] = make_domain(WALK_GFNS, 1000 * d);
+        CHECK_EQ(de_vcpu_create(machine, walk.domains[d], &walk.vcpus[d]), 0);
+        for (uint32_t gfn = 0; gfn < WALK_GFNS; gfn++)
+            fill(walk.expected[d][gfn], 1000 * d + gfn);
+    }
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    CHECK_EQ(de_pager_start(pager), DE_BUSY);
+    for (int i = 0; i < WALK_STEPS; i++)
+        walk_step(&walk);
+    struct de_pager_statistics now = statistics();
+    CHECK(now.evictions > WALK_STEPS / 100 && now.loads > 100 && now.touches > 100 && now.shares > 10 &&
+          now.drops > 10);
+    CHECK_EQ(now.corrupt + now.bad_events, 0);
+    for (uint32_t d = 0; d < WALK_DOMAINS; d++)
+        de_vcpu_free(walk.vcpus[d]);
+    de_pager_stop(pager);
+    de_pager_serve(pager);
+    struct de_machine_accounting accounting;
+    de_machine_account(machine, &accounting);
+    CHECK_EQ(accounting.paged, statistics().evicted);
+    finish();
+}
+
+/* Guests, the pager's threads and an evictor all at once; every byte that a guest reads is checked. */
+enum { GUESTS = 4, GUEST_GFNS = 96, GUEST_OPERATIONS = 4000, GUEST_LOADS = 400 };
+
+struct evictor {
+    uint16_t domains[GUESTS];
+    atomic_bool stop;
+};
+
+static uint32_t put_encoded(struct de_compress_context *lz4, const uint8_t *page)
+{
+    uint8_t bytes[DE_PAGE_SIZE];
+    size_t n = de_compress_page(lz4, page, bytes, DE_PAGE_SIZE - 1);
+    struct de_object object = {
+        .encoding = n ? DE_ENCODING_LZ4 : DE_ENCODING_RAW,
+        .checksum = de_page_checksum(page),
+        .payload = n ? bytes : page,
+        .payload_bytes = n ? (uint32_t)n : DE_PAGE_SIZE,
+    };
+    uint32_t id;
+    CHECK_EQ(de_store_put(store, &object, &id), DE_OK);
+    return id;
+}
+
+/* Propose what a page held a moment ago: guests write meanwhile, and the pager must notice. */
+static void propose_one(const struct evictor *evictor, struct de_compress_context *lz4, uint32_t random)
+{
+    uint16_t domain = evictor->domains[random % GUESTS];
+    uint32_t gfn = (random >> 8) % GUEST_GFNS;
+    if (random >> 30 == 0) {
+        share(domain, gfn, evictor->domains[(random >> 4) % GUESTS], gfn);
+        return;
+    }
+    if (random >> 30 == 1) {
+        make_private(domain, gfn);
+        return;
+    }
+    if (state(domain, gfn) == DE_PAGE_EVICTED || watch(domain, gfn))
+        return;
+    uint8_t *page;
+    int32_t error;
+    uint8_t copy[DE_PAGE_SIZE];
+    if (de_machine_map(machine, domain, false, &gfn, 1, &page, &error) != 1)
+        return;
+    memcpy(copy, page, DE_PAGE_SIZE);
+    de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
+    uint32_t object = put_encoded(lz4, copy);
+    evict(domain, gfn, object);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+}
+
+static void *evictor_thread(void *argument)
+{
+    struct evictor *evictor = argument;
+    struct de_compress_context *lz4;
+    CHECK_EQ(de_compress_create(DE_COMPRESS_LZ4, 1, &lz4), DE_OK);
+    uint64_t random = 99;
+    while (!atomic_load(&evictor->stop)) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        propose_one(evictor, lz4, (uint32_t)(random >> 32));
+    }
+    de_compress_free(lz4);
+    return NULL;
+}
+
+static void test_guests_pager_and_evictor(void)
+{
+    static uint8_t image[GUEST_GFNS][DE_PAGE_SIZE];
+    const uint8_t *content[GUEST_GFNS];
+    struct evictor evictor = {.stop = false};
+    struct de_guest *guests[GUESTS];
+    start(GUESTS * GUEST_GFNS + 16);
+    for (uint32_t gfn = 0; gfn < GUEST_GFNS; gfn++) {
+        fill(image[gfn], gfn);
+        memset(image[gfn] + 1000, 0, gfn % 2 ? 3000 : 0);
+        content[gfn] = image[gfn];
+    }
+    for (int i = 0; i < GUESTS; i++) {
+        CHECK_EQ(de_machine_domain_create(machine, GUEST_GFNS, &evictor.domains[i]), 0);
+        CHECK_EQ(de_machine_populate(machine, evictor.domains[i], NULL, content, GUEST_GFNS, NULL),
+                 GUEST_GFNS);
+        CHECK_EQ(de_pager_add_domain(pager, evictor.domains[i], GUEST_GFNS), DE_OK);
+    }
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, evictor_thread, &evictor), 0);
+    for (int i = 0; i < GUESTS; i++) {
+        struct de_guest_options options = {.seed = 7 + (uint64_t)i,
+                                           .operations = UINT64_MAX,
+                                           .write_fraction = 0.1,
+                                           .gfns = GUEST_GFNS,
+                                           .content = content};
+        CHECK_EQ(de_guest_start(machine, evictor.domains[i], &options, &guests[i]), 0);
+    }
+    /* As long as it takes on a busy machine, but no less than this. */
+    for (int i = 0; i < GUESTS; i++)
+        while (de_guest_progress(guests[i]) < GUEST_OPERATIONS || statistics().loads < GUEST_LOADS)
+            pause_briefly();
+    uint64_t faults = 0;
+    for (int i = 0; i < GUESTS; i++) {
+        struct de_guest_result result;
+        de_guest_stop(guests[i]);
+        de_guest_join(guests[i], &result, NULL);
+        CHECK_EQ(result.status, 0);
+        CHECK_EQ(result.wrong_bytes, 0);
+        CHECK(result.reads + result.writes >= GUEST_OPERATIONS);
+        faults += result.faults;
+    }
+    atomic_store(&evictor.stop, true);
+    pthread_join(thread, NULL);
+    de_pager_stop(pager);
+    CHECK(faults >= GUEST_LOADS / 2);
+    CHECK(statistics().evictions >= GUEST_LOADS);
+    CHECK_EQ(statistics().corrupt + statistics().bad_events, 0);
+    finish();
+}
+
+/* Domains come and go while others are paged. */
+static void test_domains_under_load(void)
+{
+    start(256);
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    for (uint32_t round = 0; round < 20; round++) {
+        uint16_t domain = make_domain(16, round);
+        uint32_t objects[16];
+        for (uint32_t gfn = 0; gfn < 16; gfn++) {
+            objects[gfn] = put_filled(round + gfn);
+            CHECK_EQ(evict(domain, gfn, objects[gfn]), DE_PROPOSAL_DONE);
+            CHECK_EQ(de_store_release(store, objects[gfn]), DE_OK);
+        }
+        struct access accesses[3] = {{.write = false}, {.write = false}, {.write = false}};
+        for (uint32_t i = 0; i < 3; i++)
+            access_begin(&accesses[i], domain, i);
+        CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+        for (uint32_t i = 0; i < 3; i++) {
+            int result = access_end(&accesses[i]);
+            CHECK(result == 0 || result == -ESHUTDOWN);
+        }
+        CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    }
+    de_pager_stop(pager);
+    finish();
+}
+
+int main(void)
+{
+    test_domains();
+    test_evict_and_fault();
+    test_one_object_for_two_pages();
+    test_evict_refused();
+    test_watch_and_touch();
+    test_touch_before_evict(touch_unserved, DE_PAGE_WATCHED);
+    test_touch_before_evict(touch_served, DE_PAGE_RESIDENT);
+    test_fault_after_evict();
+    test_stale_event_while_evicting();
+    test_dom0_request();
+    test_duplicate_faults();
+    test_drop();
+    test_stale_drop();
+    test_bad_events();
+    test_load_without_memory();
+    test_corrupt_object();
+    test_corrupt_proposal();
+    test_share();
+    test_share_limit_and_memory();
+    test_restore_and_remove();
+    test_load_refused();
+    test_page_of_nobody();
+    test_latency();
+    for (uint64_t seed = 1; seed <= 4; seed++)
+        test_random_walk(seed);
+    test_guests_pager_and_evictor();
+    test_domains_under_load();
+    return 0;
+}
