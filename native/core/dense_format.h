@@ -78,10 +78,12 @@ struct length_tables {
  *   length    code bits 0-3, all bits including extras 4-8, symbol 9-14
  */
 struct de_dense_model {
-    uint8_t literal_context[256];         /* previous literal -> context */
-    struct length_tables bits;            /* every code's length: what is saved */
-    struct code_tables codes;             /* bit-reversed, to be written least significant bit first */
-    uint32_t run_price[DE_PAGE_SIZE + 1]; /* expected bits of a run, kind unknown: for the parser */
+    uint8_t literal_context[256]; /* previous literal -> context */
+    struct length_tables bits;    /* every code's length: what is saved */
+    struct code_tables codes;     /* bit-reversed, to be written least significant bit first */
+    /* For the parser: expected bits of a run, kind unknown; bits of the lengths that have a symbol each. */
+    uint32_t run_price[DE_PAGE_SIZE + 1];
+    uint16_t length_price[LENGTH_CONTEXTS][LENGTH_DIRECT];
     uint16_t literal_decode[LITERAL_CONTEXTS][1 << LITERAL_BITS];
     uint32_t sequence_decode[SEQUENCE_CONTEXTS][1 << SEQUENCE_BITS];
     uint16_t length_decode[LENGTH_CONTEXTS][1 << LENGTH_BITS];

@@ -81,11 +81,19 @@ static void derive_run_prices(struct de_dense_model *model)
         model->run_price[run] = class_price[dense_run_class(run)];
 }
 
+static void derive_length_prices(struct de_dense_model *model)
+{
+    for (int context = 0; context < LENGTH_CONTEXTS; context++)
+        for (int symbol = 0; symbol < LENGTH_DIRECT; symbol++)
+            model->length_price[context][symbol] = model->bits.length[context][symbol];
+}
+
 bool dense_model_derive(struct de_dense_model *model)
 {
     if (!derive_literals(model) || !derive_sequences(model) || !derive_copy_lengths(model))
         return false;
     derive_run_prices(model);
+    derive_length_prices(model);
     return true;
 }
 

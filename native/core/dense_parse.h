@@ -19,17 +19,24 @@ struct dense_sequence {
 enum {
     HASH_BITS = 12,
     WINDOW_BYTES = 2 * DE_PAGE_SIZE,
+    LONG_CHAIN_LINKS = 3,
+    SHORT_CHAIN_LINKS = 2,
+    OFFERS_PER_POSITION = REPEATS + LONG_CHAIN_LINKS + SHORT_CHAIN_LINKS,
 };
 
-/** The cheapest known way to reach a position. */
+/** What the cheapest way to a position leaves behind. Known once the position is reached. */
 struct parse_node {
-    uint32_t cost;   /* bits * PRICE_SCALE, the open run's expected price included */
-    uint16_t length; /* of the copy that ends here; 0: a literal */
-    uint16_t distance;
     uint16_t run; /* literals since the last copy */
     uint16_t repeats[REPEATS];
-    uint8_t kind;         /* of the last copy */
+    uint8_t context;      /* the next sequence's: was the last copy's distance a repeated one */
     uint8_t last_literal; /* context of the next one */
+};
+
+/** A copy that was considered: it may end at many positions. */
+struct parse_offer {
+    uint16_t start;
+    uint16_t distance;
+    uint8_t kind;
 };
 
 /** Scratch memory; belongs to one thread. */
@@ -39,10 +46,17 @@ struct dense_parser {
     int16_t long_chain[WINDOW_BYTES];
     int16_t short_heads[1 << HASH_BITS]; /* by 4 bytes; chained */
     int16_t short_chain[WINDOW_BYTES];
+    /* The cheapest known way to each position: its bits, the open run's expected price included, and the copy
+     * it ends with (0: a literal). Vectors may run over the page's end. */
+    uint16_t costs[DE_PAGE_SIZE + 1 + LENGTH_DIRECT];
+    uint16_t arrivals[DE_PAGE_SIZE + 1 + LENGTH_DIRECT];
     struct parse_node nodes[DE_PAGE_SIZE + 1];
+    struct parse_offer offers[1 + DE_PAGE_SIZE * OFFERS_PER_POSITION];
+    uint32_t offer_count;
     struct dense_sequence sequences[DE_PAGE_SIZE];
     size_t sequence_count;
 };
+_Static_assert(1 + DE_PAGE_SIZE * OFFERS_PER_POSITION <= UINT16_MAX, "an offer's number fits an arrival");
 
 /** Parse @p page (against @p reference, or NULL) into parser->sequences; the page is left in parser->window.
  */
