@@ -62,9 +62,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 6))):
         limit = draw(st.sampled_from([64, 512, 2500, len(content)]))
         offset = draw(st.integers(0, min(limit, len(content)) - 8))
-        kind, mask = draw(
-            st.sampled_from([("<B", 0xFF), ("<H", 0xFFFF), ("<I", 0xFFFFFFFF), ("<Q", 2**64 - 1)])
-        )
+        kind, mask = draw(st.sampled_from([("<B", 0xFF), ("<H", 0xFFFF), ("<I", 0xFFFFFFFF), ("<Q", 2**64 - 1)]))
         value = draw(st.sampled_from(EDGES) | st.integers(0, 2**64 - 1) | st.integers(0, len(content)))
         struct.pack_into(kind, content, offset, value & mask)
     return bytes(content[: draw(st.none() | st.integers(1, len(content)))])

@@ -97,9 +97,7 @@ def test_a_text_file(tmp_path: Path, size: int) -> None:
     assert "is a text file" in refused_content(tmp_path / "notes.txt", text.encode()[:size])
 
 
-@pytest.mark.parametrize(
-    "start", [b"one page of text\nin memory\n" * 200, b"\n" * PAGE], ids=["text", "lines"]
-)
+@pytest.mark.parametrize("start", [b"one page of text\nin memory\n" * 200, b"\n" * PAGE], ids=["text", "lines"])
 def test_memory_that_starts_like_text_is_an_image(tmp_path: Path, start: bytes) -> None:
     path = tmp_path / "a.raw"
     path.write_bytes(start[:PAGE] + bytes(PAGE) if len(set(start)) > 1 else start)

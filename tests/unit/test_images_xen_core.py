@@ -50,9 +50,7 @@ def test_frames_may_come_in_any_order(tmp_path: Path) -> None:
 
 
 def test_padding_of_a_live_dump_is_no_memory(tmp_path: Path) -> None:
-    guest = replace(
-        GUEST, pages=[*GUEST.pages[:3], bytes(PAGE), bytes(PAGE)], pfns=[0, 1, 2, INVALID, INVALID]
-    )
+    guest = replace(GUEST, pages=[*GUEST.pages[:3], bytes(PAGE), bytes(PAGE)], pfns=[0, 1, 2, INVALID, INVALID])
     assert read_back(tmp_path / "core", xen_core(guest)) == (GUEST.pages[:3], [0, 1, 2])
 
 

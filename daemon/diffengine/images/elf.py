@@ -93,9 +93,7 @@ def read_file_header(file: UntrustedFile) -> FileHeader:
     if ident[4] != ELF_CLASS_64:
         file.refuse("is a 32-bit ELF file" if ident[4] == 1 else "has a damaged ELF header (class)", RAW_DUMP)
     if ident[5] != ELF_DATA_LITTLE_ENDIAN:
-        file.refuse(
-            "is a big-endian ELF file" if ident[5] == 2 else "has a damaged ELF header (data)", RAW_DUMP
-        )
+        file.refuse("is a big-endian ELF file" if ident[5] == 2 else "has a damaged ELF header (data)", RAW_DUMP)
     row = np.frombuffer(file.read(0, FILE_HEADER.itemsize, "the ELF header"), dtype=FILE_HEADER)[0]
     if int(row["ident_version"]) != ELF_VERSION or int(row["version"]) != ELF_VERSION:
         file.refuse("has an ELF version other than 1", DUMP_AGAIN)

@@ -49,9 +49,7 @@ def _segment_count(file: UntrustedFile, header: FileHeader) -> int:
     section = file.read(header.untrusted_shoff, SECTION_HEADER.itemsize, "its first section header")
     count = int(np.frombuffer(section, dtype=SECTION_HEADER)[0]["info"])
     if not 0 < count <= MAX_SEGMENTS:
-        file.refuse(
-            f"has {count} segments (at most {MAX_SEGMENTS} are read)", "dump the guest with paging off"
-        )
+        file.refuse(f"has {count} segments (at most {MAX_SEGMENTS} are read)", "dump the guest with paging off")
     return count
 
 

@@ -16,9 +16,7 @@ _SAMPLED_PAGES = 64
 
 def raw_layout(file: UntrustedFile) -> Layout:
     if _is_text(file):
-        file.refuse(
-            "is a text file, not a memory image", "give the raw memory of a VM, or an ELF core dump of it"
-        )
+        file.refuse("is a text file, not a memory image", "give the raw memory of a VM, or an ELF core dump of it")
     pages, left_over = divmod(file.size, PAGE_BYTES)
     if left_over:
         file.refuse(

@@ -102,9 +102,7 @@ def _page_count(file: UntrustedFile, sections: Mapping[str, Section]) -> int:
         file.refuse("has a damaged .note.Xen section", DUMP_AGAIN)
     major, minor = struct.unpack("<Q", version)[0] >> 32, struct.unpack("<Q", version)[0] & 0xFFFFFFFF
     if major != 0:
-        file.refuse(
-            f"has Xen's dump-core format {major}.{minor}", "only format 0.x is known: dump raw memory instead"
-        )
+        file.refuse(f"has Xen's dump-core format {major}.{minor}", "only format 0.x is known: dump raw memory instead")
     magic, _vcpus, pages, page_bytes = struct.unpack("<4Q", core)
     if magic not in (XC_CORE_MAGIC, XC_CORE_MAGIC_HVM):
         file.refuse("has a damaged .note.Xen section (magic number)", DUMP_AGAIN)

@@ -68,9 +68,7 @@ def decode(file: UntrustedFile, on_decode: OnDecode | None) -> MappedFile:
 
 
 def _reason(error: zstandard.ZstdError) -> str:
-    return (
-        str(error).removeprefix("zstd decompressor error: ").removeprefix("zstd decompress error: ").lower()
-    )
+    return str(error).removeprefix("zstd decompressor error: ").removeprefix("zstd decompress error: ").lower()
 
 
 def _write_sparse(file: UntrustedFile, output: IO[bytes], on_decode: OnDecode | None) -> int:

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One way to save memory, carried out on all pages as if all were cold.
+
+Find references, encode, store, rebuild, compare: every pipeline fills a store of its own and is measured by what that
+store takes.
+"""
+
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.analysis.census import BATCH_PAGES, Census, Identical, batches
+from diffengine.analysis.workers import Progress, Stage, Workers
+from diffengine.errors import DiffengineError
+from diffengine.images import PAGE_BYTES, ImageSet
+from diffengine.native import (
+    NONE,
+    Addresses,
+    Bytes,
+    DenseModel,
+    EncodedBatch,
+    EncodeOptions,
+    Encoding,
+    KeyIndex,
+    PageEncoder,
+    PageKind,
+    PageNumbers,
+    Rebuilder,
+    ShiftIndex,
+    Store,
+    checksums,
+    choose_references,
+    compare,
+    shift_features,
+)
+
+# Dense encoding takes some 0.1 ms a page: batches stay short enough that Ctrl-C is answered at once.
+ENCODE_BATCH_PAGES = 256
+# A model is trained on every n-th page, for about this many.
+MODEL_SAMPLE_PAGES = 1500
+# Bytes of the shift-tolerant detector's index per distinct page (similarity.h).
+SHIFT_INDEX_BYTES_PER_PAGE = 32
+SHIFT_MAX_DEPTH = 2
+FILL_BYTES = 8
+PAGE_TABLE_BYTES = 8
+DIGEST_BYTES = 8
+CLOCK_STATE_BYTES = 1
+
+
+class Detector(StrEnum):
+    """How candidates for references are found."""
+
+    NONE = "none"
+    HASH = "hash"
+    SHIFT = "shift"
+
+
+class Codec(StrEnum):
+    """What a page becomes that is not patched."""
+
+    RAW = "raw"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+    DENSE = "dense"
+
+
+# Expected microseconds per page, for the progress display only.
+ENCODE_COST = {Codec.RAW: 2.0, Codec.LZ4: 9.0, Codec.ZSTD: 22.0, Codec.DENSE: 110.0}
+VERIFY_COST = 4.0
+
+ENCODINGS = {
+    Codec.RAW: Encoding.RAW,
+    Codec.LZ4: Encoding.LZ4,
+    Codec.ZSTD: Encoding.ZSTD,
+    Codec.DENSE: Encoding.DENSE,
+}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Which techniques take part.
+
+    share: identical pages become one object. candidates: the paper's c. patch_limit: longest fast patch, in bytes.
+    patch_first: a patch within the limit is taken without a look at what the codec makes of the page, as in the paper.
+    """
+
+    name: str
+    share: bool
+    codec: Codec
+    detector: Detector = Detector.NONE
+    candidates: int = 1
+    patch_limit: int = PAGE_BYTES - 1
+    patch_first: bool = False
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a pipeline came to. Bytes but for counts of pages; `saving` is a fraction of all pages' bytes."""
+
+    encoded_bytes: int
+    bytes_left: int
+    saving: float
+    patched_pages: int
+    mean_patch_bytes: float
+    reference_pages: int
+    compressed_pages: int
+    raw_pages: int
+    fill_pages: int
+    store_bytes: int
+    store_loss: float
+    payload_bytes: int
+    metadata_bytes: int
+    verified_pages: int
+    bytes_after_patching: int
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One division of the pages into trust groups, and what is identical within each."""
+
+    name: str
+    groups: Sequence[Sequence[range]]
+    identical: Identical
+
+
+@dataclass
+class _Tally:
+    """Counts of objects, kept up batch by batch."""
+
+    patched: int = 0
+    patch_bytes: int = 0
+    compressed: int = 0
+    raw: int = 0
+    fill: int = 0
+
+    def add(self, batch: EncodedBatch) -> None:
+        raw = (batch.encodings == Encoding.RAW) & ~batch.patched
+        self.raw += int(raw.sum())
+        self.patched += int(batch.patched.sum())
+        self.patch_bytes += int(batch.sizes[batch.patched].sum(dtype=np.int64))
+        self.compressed += int((~batch.patched & ~raw).sum())
+
+
+def expected_cost(pipeline: Pipeline, scope: Scope, census: Census) -> float:
+    """Expected microseconds of a run, for the progress display."""
+    nonzero = int(census.nonzero.sum())
+    members = len(scope.identical.distinct_pages()) if pipeline.share else nonzero
+    return members * ENCODE_COST[pipeline.codec] + nonzero * VERIFY_COST
+
+
+class PipelineRun:
+    """One pipeline on one scope. `run` does everything; the steps after it are its parts, in order."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        scope: Scope,
+        images: ImageSet,
+        census: Census,
+        seed: int,
+        workers: Workers,
+        jobs: int,
+        progress: Progress,
+    ) -> None:
+        self._pipeline = pipeline
+        self._scope = scope
+        self._images = images
+        self._census = census
+        self._seed = seed
+        self._workers = workers
+        self._jobs = jobs
+        self._progress = progress
+        self._ids = np.full(images.pages, NONE, dtype=np.uint32)
+        self._is_reference = np.zeros(images.pages, dtype=np.bool_)
+        self._tally = _Tally()
+        self._index_bytes = 0
+        self._encoders: queue.SimpleQueue[PageEncoder] = queue.SimpleQueue()
+        for _ in range(jobs):
+            self._encoders.put(PageEncoder())
+
+    def run(self, store_file: str | None) -> PipelineResult:
+        """Raises DiffengineError if a single page does not come back as it was."""
+        self._progress.begin(f"{self._pipeline.name}, {self._scope.name}")
+        limit = self._images.pages * (PAGE_BYTES + 64) + (64 << 20)
+        with Store(limit, store_file) as store:
+            for group in self._scope.groups:
+                self._store_group(store, group)
+            verified = self._verify(store)
+            return self._result(store, verified)
+
+    def _store_group(self, store: Store, group: Sequence[range]) -> None:
+        members = np.concatenate([self._members(part) for part in group])
+        same_filled = self._census.kinds[members] == PageKind.SAME_FILLED
+        self._put_same_filled(store, members[same_filled])
+        plain = members[~same_filled]
+        references = self._find_references(plain)
+        options, model_id = self._options(store, plain, references)
+        self._encode_and_put(store, plain, references, options, model_id)
+
+    def _members(self, part: range) -> PageNumbers:
+        """The pages of a range that get an object of their own."""
+        numbers = np.arange(part.start, part.stop, dtype=np.uint32)
+        if self._pipeline.share:
+            return numbers[self._scope.identical.leaders[numbers] == numbers]
+        nonzero: PageNumbers = numbers[self._census.nonzero[numbers]]
+        return nonzero
+
+    def _put_same_filled(self, store: Store, pages: PageNumbers) -> None:
+        if not len(pages):
+            return
+        addresses = self._images.addresses(pages)
+        store.put(
+            addresses,  # a page's first word is the whole payload
+            np.full(len(pages), FILL_BYTES, dtype=np.uint16),
+            np.full(len(pages), Encoding.FILL, dtype=np.uint8),
+            checksums(addresses),
+            pages,
+            np.full(len(pages), NONE, dtype=np.uint32),
+            self._ids,
+        )
+        self._tally.fill += len(pages)
+
+    # References.
+
+    def _find_references(self, pages: PageNumbers) -> PageNumbers:
+        if self._pipeline.detector is Detector.SHIFT and len(pages):
+            return self._find_by_shift(pages)
+        if self._pipeline.detector is Detector.HASH and len(pages):
+            return self._find_by_hash(pages)
+        return np.full(len(pages), NONE, dtype=np.uint32)
+
+    def _find_by_shift(self, pages: PageNumbers) -> PageNumbers:
+        index = ShiftIndex(max(4096, SHIFT_INDEX_BYTES_PER_PAGE * len(pages)), SHIFT_MAX_DEPTH)
+        self._index_bytes = max(self._index_bytes, index.bytes)
+        depths = np.zeros(self._images.pages, dtype=np.uint8)
+        found = []
+
+        def features(batch: PageNumbers) -> tuple[PageNumbers, NDArray[np.uint32], Bytes]:
+            return batch, *shift_features(self._seed, self._images.addresses(batch))
+
+        for batch, values, counts in self._workers.map(Stage.SIMILARITY, features, batches(pages, BATCH_PAGES)):
+            with self._workers.clock(Stage.SIMILARITY):
+                found.append(index.references_of(values, counts, batch, depths))
+        return np.concatenate(found)
+
+    def _find_by_hash(self, pages: PageNumbers) -> PageNumbers:
+        keys = self._census.keys
+        index = KeyIndex(len(pages) * keys.shape[1], self._pipeline.candidates)
+        self._index_bytes = max(self._index_bytes, index.bytes)
+        patched = np.zeros(self._images.pages, dtype=np.uint8)
+        found = []
+
+        def look_up() -> Iterator[tuple[PageNumbers, PageNumbers]]:
+            for batch in batches(pages, ENCODE_BATCH_PAGES):
+                with self._workers.clock(Stage.SIMILARITY):
+                    yield batch, index.candidates_of(np.ascontiguousarray(keys[batch]), batch)
+
+        def sizes(
+            item: tuple[PageNumbers, PageNumbers],
+        ) -> tuple[PageNumbers, PageNumbers, NDArray[np.uint16]]:
+            batch, candidates = item
+            with self._encoder() as encoder:
+                lengths = encoder.patch_sizes(
+                    self._images.addresses(batch),
+                    self._optional_addresses(candidates),
+                    self._pipeline.patch_limit,
+                )
+            return batch, candidates, lengths
+
+        for batch, candidates, lengths in self._workers.map(Stage.ENCODE, sizes, look_up()):
+            found.append(choose_references(batch, candidates, lengths, patched))
+        return np.concatenate(found)
+
+    def _optional_addresses(self, pages: PageNumbers) -> Addresses:
+        """Addresses of page numbers that may be NONE; 0 for those."""
+        absent = pages == NONE
+        addresses = self._images.addresses(np.where(absent, np.uint32(0), pages))
+        addresses[absent] = 0
+        return addresses
+
+    # Encoding.
+
+    def _options(self, store: Store, pages: PageNumbers, references: PageNumbers) -> tuple[EncodeOptions, int]:
+        pipeline = self._pipeline
+        if pipeline.codec is not Codec.DENSE:
+            codec = ENCODINGS[pipeline.codec]
+            return EncodeOptions(codec, pipeline.patch_limit, pipeline.patch_first), NONE
+        step = max(1, len(pages) // MODEL_SAMPLE_PAGES)
+
+        def train(sample: slice) -> DenseModel:
+            return DenseModel(self._images.addresses(pages[sample]), self._optional_addresses(references[sample]))
+
+        (model,) = self._workers.map(Stage.ENCODE, train, [slice(None, None, step)])
+        return EncodeOptions(Encoding.DENSE, model=model), store.put_model(model)
+
+    def _encode_and_put(
+        self, store: Store, pages: PageNumbers, references: PageNumbers, options: EncodeOptions, model_id: int
+    ) -> None:
+        def encode(part: slice) -> tuple[slice, EncodedBatch, NDArray[np.uint32]]:
+            addresses = self._images.addresses(pages[part])
+            with self._encoder() as encoder:
+                batch = encoder.encode(options, addresses, self._optional_addresses(references[part]))
+            return part, batch, checksums(addresses)
+
+        parts = [slice(i, i + ENCODE_BATCH_PAGES) for i in range(0, len(pages), ENCODE_BATCH_PAGES)]
+        for part, batch, sums in self._workers.map(Stage.ENCODE, encode, parts):
+            with self._workers.clock(Stage.ENCODE):
+                self._put(store, pages[part], references[part], batch, sums, model_id)
+            self._progress.advance(len(batch.sizes), len(batch.sizes) * ENCODE_COST[self._pipeline.codec])
+
+    def _put(
+        self,
+        store: Store,
+        pages: PageNumbers,
+        references: PageNumbers,
+        batch: EncodedBatch,
+        sums: NDArray[np.uint32],
+        model_id: int,
+    ) -> None:
+        needed = np.where(batch.patched, references, np.uint32(NONE))
+        self._is_reference[needed[batch.patched]] = True
+        store.put(batch.addresses(), batch.sizes, batch.encodings, sums, pages, needed, self._ids, model_id)
+        self._tally.add(batch)
+
+    @contextmanager
+    def _encoder(self) -> Iterator[PageEncoder]:
+        encoder = self._encoders.get()
+        try:
+            yield encoder
+        finally:
+            self._encoders.put(encoder)
+
+    # Verification.
+
+    def _verify(self, store: Store) -> int:
+        """Rebuilds every non-zero page from the store, and looks at every zero page once more."""
+        numbers = np.arange(self._images.pages, dtype=np.uint32)
+        leaders = self._scope.identical.leaders if self._pipeline.share else numbers
+        rebuilders: queue.SimpleQueue[Rebuilder] = queue.SimpleQueue()
+        for _ in range(self._jobs):
+            rebuilders.put(Rebuilder(store))
+        zero_page = np.zeros(PAGE_BYTES, dtype=np.uint8)
+
+        def rebuild(pages: PageNumbers) -> int:
+            rebuilder = rebuilders.get()
+            try:
+                right = rebuilder.verify(self._ids[leaders[pages]], self._images.addresses(pages))
+            finally:
+                rebuilders.put(rebuilder)
+            if not right.all():
+                self._refuse(int(pages[np.flatnonzero(~right)[0]]))
+            return len(pages)
+
+        def look_at_zero(pages: PageNumbers) -> int:
+            zero = np.full(len(pages), zero_page.ctypes.data, dtype=np.uint64)
+            right = compare(self._images.addresses(pages), zero)
+            if not right.all():
+                self._refuse(int(pages[np.flatnonzero(~right)[0]]))
+            return len(pages)
+
+        nonzero = self._census.nonzero
+        verified = 0
+        for count in self._workers.map(Stage.VERIFY, rebuild, batches(numbers[nonzero], BATCH_PAGES // 4)):
+            verified += count
+            self._progress.advance(0, count * VERIFY_COST)
+        verified += sum(self._workers.map(Stage.VERIFY, look_at_zero, batches(numbers[~nonzero], BATCH_PAGES)))
+        return verified
+
+    def _refuse(self, page: int) -> None:
+        image = self._images.images[int(self._images.image_indices(np.array([page], dtype=np.uint32))[0])]
+        raise DiffengineError(
+            f"{image.path}: page {page - image.first_page} did not come back as it was in pipeline "
+            f"{self._pipeline.name}; if the file is still being written, analyse a copy, else report this"
+        )
+
+    # Accounting.
+
+    def _result(self, store: Store, verified: int) -> PipelineResult:
+        statistics = store.statistics()
+        tally = self._tally
+        store_bytes = statistics.populated_bytes + statistics.table_bytes
+        encoded = statistics.payload_bytes + statistics.header_bytes
+        metadata = self._metadata_bytes()
+        zero_frame = 0 if self._census.nonzero.all() else PAGE_BYTES
+        left = store_bytes + zero_frame + metadata
+        unpatched = tally.raw + tally.compressed
+        return PipelineResult(
+            encoded_bytes=encoded,
+            bytes_left=left,
+            saving=1 - left / (self._images.pages * PAGE_BYTES),
+            patched_pages=tally.patched,
+            mean_patch_bytes=tally.patch_bytes / tally.patched if tally.patched else 0.0,
+            reference_pages=int(self._is_reference.sum()),
+            compressed_pages=tally.compressed,
+            raw_pages=tally.raw,
+            fill_pages=tally.fill,
+            store_bytes=store_bytes,
+            store_loss=1 - encoded / store_bytes if store_bytes else 0.0,
+            payload_bytes=statistics.payload_bytes,
+            metadata_bytes=metadata,
+            verified_pages=verified,
+            bytes_after_patching=unpatched * PAGE_BYTES + tally.patch_bytes,
+        )
+
+    def _metadata_bytes(self) -> int:
+        """What stays in memory beside the store: all of it by page but for the tables."""
+        per_page = PAGE_TABLE_BYTES
+        tables = self._index_bytes
+        if self._pipeline.share:
+            per_page += DIGEST_BYTES + CLOCK_STATE_BYTES
+            tables += self._scope.identical.table_bytes
+        return per_page * self._images.pages + tables
