@@ -69,33 +69,40 @@ static bool references_settled(struct de_store *store, const struct de_object *o
     return de_store_check_references(store, object, &depth) == DE_OK && depth == object->depth;
 }
 
-static void settle_object(struct de_store *store, uint32_t id, uint64_t place, const struct de_object *object)
+/* @return DE_OK, or DE_NO_MEMORY: short of memory is no reason to drop a model, and all that was coded with
+ * it. */
+static int settle_object(struct de_store *store, uint32_t id, uint64_t place, const struct de_object *object)
 {
-    bool usable = references_settled(store, object);
-    if (usable && object->encoding == DE_ENCODING_MODEL)
-        usable = de_store_add_model(store, id, object) == DE_OK;
-    if (!usable) {
+    int status = references_settled(store, object) ? DE_OK : DE_CORRUPT;
+    if (status == DE_OK && object->encoding == DE_ENCODING_MODEL)
+        status = de_store_add_model(store, id, object);
+    if (status == DE_NO_MEMORY)
+        return status;
+    if (status != DE_OK) {
         de_object_erase(de_arena_slot(&store->arena, place));
         atomic_store(de_store_entry(store, id), 0);
-        return;
+        return DE_OK;
     }
     for (uint32_t i = 0; i < object->reference_count; i++)
         atomic_fetch_add(de_store_entry(store, object->references[i]), 1);
     de_store_account(store, object, 1);
     de_arena_mark(&store->arena, place);
+    return DE_OK;
 }
 
 /* One level: what it refers to is settled already, as its depth is less. Models (level 0) come first. */
-static void settle_level(struct de_store *store, uint32_t level)
+static int settle_level(struct de_store *store, uint32_t level)
 {
-    for (uint32_t id = 0; id < store->ids_used; id++) {
+    int status = DE_OK;
+    for (uint32_t id = 0; status == DE_OK && id < store->ids_used; id++) {
         uint64_t place = de_entry_place(atomic_load(de_store_entry(store, id)));
         struct de_object object;
         if (!place || !de_store_read_at(store, place, id, &object))
             continue;
         if (level == (object.encoding == DE_ENCODING_MODEL ? 0 : object.depth + 1u))
-            settle_object(store, id, place, &object);
+            status = settle_object(store, id, place, &object);
     }
+    return status;
 }
 
 /* Lowest id on top, so that the table stays short. */
@@ -115,10 +122,10 @@ static int recover(struct de_store *store)
     for (uint32_t number = store->arena.head_chunks; status == DE_OK && number < store->arena.chunks_used;
          number++)
         status = scan_objects(store, number);
+    for (uint32_t level = 0; status == DE_OK && level <= DE_STORE_MAX_DEPTH + 1; level++)
+        status = settle_level(store, level);
     if (status != DE_OK)
         return status;
-    for (uint32_t level = 0; level <= DE_STORE_MAX_DEPTH + 1; level++)
-        settle_level(store, level);
     collect_free_ids(store);
     de_arena_settle(&store->arena);
     return DE_OK;

@@ -7,6 +7,7 @@
 #define DIFFENGINE_TEST_STORE_OBJECTS_H
 
 #include "check.h"
+#include <diffengine/dense.h>
 #include <diffengine/status.h>
 #include <diffengine/store.h>
 #include <string.h>
@@ -75,7 +76,7 @@ static inline uint32_t real_size(uint64_t *state)
 static inline int put_bytes(struct de_store *store, enum de_encoding encoding, uint32_t seed,
                             uint32_t payload_bytes, uint32_t *id, uint32_t count, const uint32_t *references)
 {
-    uint8_t payload[DE_STORE_MODEL_MAX_BYTES];
+    uint8_t payload[DE_STORE_MODEL_MAX_BYTES + 1]; /* a test tries one too many */
     struct de_object object = {.encoding = encoding,
                                .checksum = seed,
                                .payload = payload,
@@ -99,6 +100,22 @@ static inline uint32_t put_patch(struct de_store *store, uint32_t seed, uint32_t
 {
     uint32_t id = DE_NONE;
     CHECK_EQ(put_bytes(store, DE_ENCODING_PATCH, seed, payload_bytes, &id, 1, &reference), DE_OK);
+    return id;
+}
+
+/** The untrained model: the store takes only what loads. */
+static inline uint32_t put_model(struct de_store *store)
+{
+    uint8_t bytes[DE_DENSE_MODEL_MAX_BYTES];
+    struct de_dense_model *model;
+    uint32_t id = DE_NONE;
+    CHECK_EQ(de_dense_model_default(&model), DE_OK);
+    struct de_object object = {.encoding = DE_ENCODING_MODEL,
+                               .checksum = 1,
+                               .payload = bytes,
+                               .payload_bytes = (uint32_t)de_dense_model_save(model, bytes)};
+    de_dense_model_free(model);
+    CHECK_EQ(de_store_put(store, &object, &id), DE_OK);
     return id;
 }
 

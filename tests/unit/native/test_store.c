@@ -40,7 +40,12 @@ static void test_arguments(void)
     CHECK_EQ(de_store_count(store, page), 1);
     CHECK_EQ(de_store_retain(store, nobody), DE_NOT_FOUND);
     CHECK_EQ(de_store_release(store, DE_NONE), DE_NOT_FOUND);
+    /* A slot of the largest size is taken and given back before the bytes turn out to be no model. */
+    CHECK_EQ(put_bytes(store, DE_ENCODING_MODEL, 1, DE_STORE_MODEL_MAX_BYTES, &id, 0, NULL), DE_CORRUPT);
+    CHECK_EQ(put_bytes(store, DE_ENCODING_MODEL, 1, DE_STORE_MODEL_MAX_BYTES + 1, &id, 0, NULL), DE_INVALID);
     CHECK_EQ(statistics_of(store).objects, 1);
+    CHECK_EQ(statistics_of(store).populated_bytes, 2 * DE_PAGE_SIZE);
+    check_accounting(store);
     de_store_close(store);
 }
 
@@ -54,23 +59,27 @@ static void test_references(void)
     for (uint32_t i = 1; i <= DE_STORE_MAX_DEPTH; i++)
         chain[i] = put_patch(store, i, 100 * i, chain[i - 1]);
     CHECK_EQ(put_bytes(store, DE_ENCODING_PATCH, 9, 50, &id, 1, &chain[DE_STORE_MAX_DEPTH]), DE_INVALID);
-    CHECK_EQ(put_bytes(store, DE_ENCODING_MODEL, 5, DE_STORE_MODEL_MAX_BYTES, &model, 0, NULL), DE_OK);
+    model = put_model(store);
     const uint32_t references[5] = {model, chain[0], chain[1], chain[2], chain[0]};
     const uint32_t alone[2] = {model, model};
     CHECK_EQ(put_bytes(store, DE_ENCODING_DENSE, 6, 4096, &dense, 5, references), DE_OK);
     CHECK_EQ(put_bytes(store, DE_ENCODING_DENSE, 6, 10, &id, 2, alone), DE_INVALID);
     CHECK_EQ(put_bytes(store, DE_ENCODING_PATCH, 6, 10, &id, 1, &model), DE_INVALID);
-    check_object(reader, model, 5, DE_STORE_MODEL_MAX_BYTES);
     check_object(reader, dense, 6, 4096);
     de_store_enter(reader);
     CHECK_EQ(de_store_get(reader, dense, &object), DE_OK);
     CHECK_EQ(object.depth, 3);
+    CHECK(de_store_model(reader, model) != NULL);
+    CHECK(de_store_model(reader, dense) == NULL);
     CHECK(!memcmp(object.references, references, sizeof(references)));
     de_store_leave(reader);
     CHECK_EQ(de_store_count(store, chain[0]), 4);
     CHECK_EQ(de_store_release(store, model), DE_OK);
     CHECK_EQ(de_store_release(store, dense), DE_OK);
     CHECK_EQ(de_store_count(store, model), 0);
+    de_store_enter(reader);
+    CHECK(de_store_model(reader, model) == NULL);
+    de_store_leave(reader);
     CHECK_EQ(de_store_count(store, chain[0]), 2);
     /* Only the last link of the chain is held now. */
     for (uint32_t i = 0; i < DE_STORE_MAX_DEPTH; i++)
@@ -120,8 +129,10 @@ static void test_full(void)
     uint32_t ids[4096], count = 0, id;
     uint64_t state = 3;
     int status;
-    while ((status = put_bytes(store, DE_ENCODING_LZ4, count, real_size(&state), &id, 0, NULL)) == DE_OK)
+    while ((status = put_bytes(store, DE_ENCODING_LZ4, count, real_size(&state), &id, 0, NULL)) == DE_OK) {
+        CHECK(count < LENGTH(ids));
         ids[count++] = id;
+    }
     CHECK_EQ(status, DE_FULL);
     struct de_store_statistics before = statistics_of(store);
     CHECK(before.populated_bytes <= 2 * MIB);

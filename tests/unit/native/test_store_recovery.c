@@ -58,7 +58,7 @@ static void test_open(void)
     uint32_t ids[60], torn, copy, base = put_plain(dead, 1000, 900), model, dense;
     for (uint32_t i = 0; i < LENGTH(ids); i++)
         ids[i] = i % 3 ? put_plain(dead, i, 1000) : put_patch(dead, i, 996, i ? ids[0] : base);
-    CHECK_EQ(put_bytes(dead, DE_ENCODING_MODEL, 5, 7000, &model, 0, NULL), DE_OK);
+    model = put_model(dead);
     CHECK_EQ(put_bytes(dead, DE_ENCODING_DENSE, 6, 800, &dense, 2, (uint32_t[]){model, base}), DE_OK);
     /* Two slots in the middle of others' frames: one that a put died in, one that a move died in. */
     uint8_t *torn_slot = slot_of(reader, ids[31]), *copy_slot = slot_of(reader, ids[34]);
@@ -96,6 +96,29 @@ static void test_open(void)
         CHECK(put_plain(store, i, 1000) != ids[1]);
     de_store_reader_free(reader);
     de_store_close(store);
+    de_store_close(dead);
+}
+
+/* A header that is whole but claims a wrong depth is not believed: one of all tags makes it whole. */
+static void test_wrong_depth(void)
+{
+    struct de_store *dead = make_store(MIB);
+    struct de_store_reader *reader = make_reader(dead);
+    uint32_t base = put_plain(dead, 1, 500), patch = put_patch(dead, 2, 400, base), state;
+    put_plain(dead, 3, 404); /* keeps the patch's frame */
+    uint8_t *slot = slot_of(reader, patch);
+    memcpy(&state, slot + 8, sizeof(state));
+    CHECK_EQ(state >> 22 & 3, 1);
+    uint32_t deeper = (state & ~((uint32_t)3 << 22 | (uint32_t)255 << 24)) | (uint32_t)2 << 22;
+    for (uint32_t tag = 0; tag < 256; tag++) {
+        uint32_t claimed = deeper | tag << 24;
+        memcpy(slot + 8, &claimed, sizeof(claimed));
+        struct de_store *store = take_over(dead);
+        CHECK_EQ(statistics_of(store).objects, 2);
+        CHECK_EQ(de_store_count(store, base), 0);
+        de_store_close(store);
+    }
+    de_store_reader_free(reader);
     de_store_close(dead);
 }
 
@@ -206,8 +229,7 @@ static void test_rebuild(void)
     de_rebuild_verify_batch(rebuilder, pages->ids, addresses, 64, right);
     for (uint32_t i = 0; i < 64; i++)
         CHECK_EQ(right[i], i != 13);
-    uint32_t id, model = DE_NONE;
-    CHECK_EQ(put_bytes(store, DE_ENCODING_MODEL, 1, 500, &model, 0, NULL), DE_OK);
+    uint32_t id, model = put_model(store);
     CHECK_EQ(de_rebuild_page(rebuilder, model, page), DE_CORRUPT);
     CHECK_EQ(de_rebuild_page(rebuilder, 5000, page), DE_NOT_FOUND);
     CHECK_EQ(de_rebuild_page(rebuilder, DE_NONE, page), DE_NOT_FOUND);
@@ -500,6 +522,7 @@ static void test_killed(void)
 
 static const struct test tests[] = {
     {"open", test_open},
+    {"wrong_depth", test_wrong_depth},
     {"open_foreign", test_open_foreign},
     {"rebuild", test_rebuild},
     {"damage", test_damage},
