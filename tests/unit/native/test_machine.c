@@ -253,11 +253,13 @@ static void test_claims(void)
     /* Its own claim is what the claimant draws on: here for a load. */
     CHECK_EQ(HV(paging_enable, a), 0);
     evict(a, 0);
+    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 1);
+    CHECK_EQ(account().free, account().claimed);
     CHECK_EQ(HV(paging_load, a, 0, (const uint8_t[DE_PAGE_SIZE]){1}), 0);
     CHECK_EQ(account_domain(a).claimed, 1);
     CHECK_EQ(de_machine_claim(machine, a, 0), 0);
     CHECK_EQ(account().claimed, 0);
-    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 2);
+    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 1);
     finish();
 }
 
@@ -452,6 +454,40 @@ static void test_touch_of_nominated_page(void)
     uint8_t byte;
     CHECK_EQ(de_machine_guest_read(access.vcpu, 1, 1, &byte, 1), 0);
     CHECK_EQ(byte, 41);
+    de_vcpu_free(access.vcpu);
+    finish();
+}
+
+/* An answer without the paused flag, such as dom0's requests get, lets no vCPU go on, whatever vCPU it names.
+ */
+static void test_answer_of_dom0_request_pauses_on(void)
+{
+    start(8);
+    uint16_t domain = make_domain(2, 0);
+    struct access access = {.gfn = 0};
+    CHECK_EQ(de_vcpu_create(machine, domain, &access.vcpu), 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    evict(domain, 0);
+    evict(domain, 1);
+    access_start(&access);
+    struct de_vm_event of_vcpu = next_event(domain);
+    uint8_t *page;
+    CHECK_EQ(map_one(domain, false, 1, &page), -ENOENT);
+    struct de_vm_event of_dom0 = next_event(domain);
+    CHECK_EQ(of_dom0.vcpu_id, of_vcpu.vcpu_id);
+    CHECK_EQ(HV(ring_answer, domain, &of_dom0), 0);
+    /* Had it gone on, it would have asked again. */
+    for (int i = 0; i < 5; i++)
+        pause_briefly();
+    no_event(domain);
+    CHECK_EQ(HV(paging_load, domain, 0, (const uint8_t[DE_PAGE_SIZE]){44}), 0);
+    CHECK(!atomic_load(&access.done));
+    /* An answer naming a vCPU that is not there frees its slot, and that is all. */
+    of_vcpu.vcpu_id = 77;
+    CHECK_EQ(HV(ring_answer, domain, &of_vcpu), -EINVAL);
+    CHECK(!atomic_load(&access.done));
+    de_vcpu_kick(access.vcpu);
+    CHECK_EQ(access_join(&access), -EINTR);
     de_vcpu_free(access.vcpu);
     finish();
 }
@@ -954,6 +990,7 @@ int main(void)
     test_full_ring_and_dom0();
     test_fault();
     test_touch_of_nominated_page();
+    test_answer_of_dom0_request_pauses_on();
     test_full_ring_and_vcpus();
     test_no_ring_crashes();
     test_load_without_memory();

@@ -28,6 +28,7 @@ static struct de_hypervisor_operations hooked;
 static void (*before_evict)(uint16_t domain, uint32_t gfn);
 static void (*after_evict)(uint16_t domain, uint32_t gfn);
 static void (*after_take)(uint16_t domain, struct de_vm_event *event);
+static void (*before_load)(uint16_t domain, uint32_t gfn, bool has_page);
 static void (*before_share)(void);
 static _Atomic int load_error;
 
@@ -43,6 +44,8 @@ static int hooked_evict(void *context, uint16_t domain, uint32_t gfn)
 
 static int hooked_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page)
 {
+    if (before_load)
+        before_load(domain, gfn, page != NULL);
     int error = page ? atomic_load(&load_error) : 0;
     return error ? error : real.operations->paging_load(context, domain, gfn, page);
 }
@@ -76,6 +79,7 @@ static void start(uint32_t frames)
     hooked.share = hooked_share;
     before_evict = after_evict = NULL;
     after_take = NULL;
+    before_load = NULL;
     before_share = NULL;
     atomic_store(&load_error, 0);
     struct de_hypervisor hypervisor = {.operations = &hooked, .context = real.context};
@@ -499,6 +503,66 @@ static void test_stale_event_while_evicting(void)
     CHECK_EQ(de_store_count(store, object), 2);
     check_page(domain, 0, 52);
     CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+/* While a page is rebuilt its entry is the server's: whatever is proposed in that moment is refused. */
+static uint32_t loading_object;
+
+static void propose_while_loading(uint16_t domain, uint32_t gfn, bool has_page)
+{
+    before_load = NULL;
+    CHECK(has_page);
+    CHECK_EQ(state(domain, gfn), DE_PAGE_LOADING);
+    CHECK_EQ(watch(domain, gfn), DE_PROPOSAL_NO_PAGE);
+    CHECK_EQ(evict(domain, gfn, loading_object), DE_PROPOSAL_NO_PAGE);
+    CHECK_EQ(share(domain, gfn, domain, gfn + 1), DE_PROPOSAL_NO_PAGE);
+}
+
+static void test_proposals_while_loading(void)
+{
+    start(16);
+    uint16_t domain = make_domain(2, 53);
+    loading_object = put_filled(53);
+    CHECK_EQ(evict(domain, 0, loading_object), DE_PROPOSAL_DONE);
+    before_load = propose_while_loading;
+    check_page(domain, 0, 53);
+    CHECK(before_load == NULL);
+    de_pager_retire(pager, 10);
+    CHECK_EQ(de_store_count(store, loading_object), 1);
+    CHECK_EQ(de_store_release(store, loading_object), DE_OK);
+    finish();
+}
+
+/* The page is resident when a stale event is looked at, and evicted before the server's question reaches the
+ * machine. */
+static void evict_before_load(uint16_t domain, uint32_t gfn, bool has_page)
+{
+    before_load = NULL;
+    CHECK(!has_page);
+    CHECK_EQ(evict(domain, gfn, loading_object), DE_PROPOSAL_DONE);
+}
+
+static void test_evicted_since_looked_at(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 54);
+    loading_object = put_filled(54);
+    CHECK_EQ(evict(domain, 0, loading_object), DE_PROPOSAL_DONE);
+    uint8_t *page;
+    int32_t error;
+    uint32_t gfn = 0;
+    CHECK_EQ(de_machine_map(machine, domain, false, &gfn, 1, &page, &error), 0);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    before_load = evict_before_load;
+    CHECK_EQ(de_pager_serve(pager), 1);
+    CHECK(before_load == NULL);
+    char text[200];
+    CHECK_EQ(de_pager_failure(pager, domain, text, sizeof text), DE_OK);
+    CHECK_EQ(text[0], 0);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    check_page(domain, 0, 54);
+    CHECK_EQ(de_store_release(store, loading_object), DE_OK);
     finish();
 }
 
@@ -1197,6 +1261,8 @@ int main(void)
     test_touch_before_evict(touch_served, DE_PAGE_RESIDENT);
     test_fault_after_evict();
     test_stale_event_while_evicting();
+    test_proposals_while_loading();
+    test_evicted_since_looked_at();
     test_dom0_request();
     test_duplicate_faults();
     test_drop();
