@@ -19,8 +19,9 @@ struct dense_sequence {
 enum {
     HASH_BITS = 12,
     WINDOW_BYTES = 2 * DE_PAGE_SIZE,
-    LONG_CHAIN_LINKS = 3,
-    SHORT_CHAIN_LINKS = 2,
+    /* Offers are numbered by 16 bits, so there can be 15 a position; 16 + 8 links would gain 0.03 %. */
+    LONG_CHAIN_LINKS = 8,
+    SHORT_CHAIN_LINKS = 4,
     OFFERS_PER_POSITION = REPEATS + LONG_CHAIN_LINKS + SHORT_CHAIN_LINKS,
 };
 
