@@ -51,8 +51,14 @@ $(STAMPS)/installed: $(NATIVE_SOURCES) $(PYTHON_SOURCES) meson.build meson_optio
 
 build: $(STAMPS)/installed
 
-demo: build
-	$(BIN)/diffengine demo --plot demo-savings.png
+# The real guest memory that the project carries: samples of four Debian guests (tests/images/README.md).
+DEMO_IMAGES := build/images/d11a-work.raw build/images/d12a-work.raw build/images/d12b-work.raw build/images/d13a-work.raw
+$(STAMPS)/images: tests/images/small.tar.zst $(STAMPS)/packages
+	@mkdir -p build/images && zstd -dcq $< | tar -xf - -C build/images --no-same-owner
+	@touch $@
+
+demo: build $(STAMPS)/images
+	$(BIN)/diffengine demo --plot demo.png $(DEMO_IMAGES)
 
 lint: $(STAMPS)/installed
 	$(BIN)/ruff check daemon tests native

@@ -61,7 +61,7 @@ class FullError(NativeError):
     """A table or a store has no room left."""
 
 
-def _check(status: int, doing: str) -> None:
+def check(status: int, doing: str) -> None:
     if status == lib.DE_OK:
         return
     if status == lib.DE_SYSTEM:
@@ -73,24 +73,24 @@ def _check(status: int, doing: str) -> None:
     raise NativeError(f"{doing}: {ffi.string(lib.de_status_text(status)).decode()}")
 
 
-def _in(kind: str, array: NDArray[Any]) -> Any:
+def readable(kind: str, array: NDArray[Any]) -> Any:
     """A C view of an array that C reads. The caller's array must be contiguous, and outlive the call."""
     return ffi.from_buffer(kind, array)
 
 
-def _out(kind: str, array: NDArray[Any]) -> Any:
+def writable(kind: str, array: NDArray[Any]) -> Any:
     return ffi.from_buffer(kind, array, require_writable=True)
 
 
-def _addresses(addresses: Addresses) -> Any:
+def as_addresses(addresses: Addresses) -> Any:
     """As `const uint8_t *const *`: numpy's uint64 and a pointer are the same bits."""
-    return ffi.cast("const uint8_t *const *", _in("uint64_t[]", addresses))
+    return ffi.cast("const uint8_t *const *", readable("uint64_t[]", addresses))
 
 
 def _made(create: Any, free: Any, kind: str, doing: str, *arguments: Any) -> Any:
     """What a `*_create` function gives, to be freed with `free` when Python drops it."""
     result = ffi.new(f"struct {kind} **")
-    _check(create(*arguments, result), doing)
+    check(create(*arguments, result), doing)
     return ffi.gc(result[0], free)
 
 
@@ -105,13 +105,13 @@ class Digester:
 
     def digest(self, pages: Addresses, digests: NDArray[np.uint64], kinds: Bytes, keys: NDArray[np.uint64]) -> None:
         """Fills digests (n), kinds (n) and keys (n, k) for n pages."""
-        c_keys = _out("uint64_t[]", keys) if self.k else ffi.NULL
+        c_keys = writable("uint64_t[]", keys) if self.k else ffi.NULL
         lib.de_digest_batch(
             self._digester,
-            _addresses(pages),
+            as_addresses(pages),
             len(pages),
-            _out("uint64_t[]", digests),
-            _out("uint8_t[]", kinds),
+            writable("uint64_t[]", digests),
+            writable("uint8_t[]", kinds),
             c_keys,
         )
 
@@ -119,14 +119,14 @@ class Digester:
 def compare(left: Addresses, right: Addresses) -> NDArray[np.bool_]:
     """Byte-for-byte equality of n pairs of pages."""
     equal = np.zeros(len(left), dtype=np.bool_)
-    lib.de_compare_batch(_addresses(left), _addresses(right), len(left), _out("bool[]", equal.view(np.uint8)))
+    lib.de_compare_batch(as_addresses(left), as_addresses(right), len(left), writable("bool[]", equal.view(np.uint8)))
     return equal
 
 
 def checksums(pages: Addresses) -> NDArray[np.uint32]:
     """The store's checksum of each page."""
     result = np.empty(len(pages), dtype=np.uint32)
-    lib.de_checksum_batch(_addresses(pages), len(pages), _out("uint32_t[]", result))
+    lib.de_checksum_batch(as_addresses(pages), len(pages), writable("uint32_t[]", result))
     return result
 
 
@@ -159,15 +159,15 @@ class SharingTable:
         """Visits `pages`, those digests in one of equal intervals; sets their leaders. FullError: clear it."""
         status = lib.de_sharing_pass(
             self._table,
-            _in("uint64_t[]", digests),
-            _in("uint8_t[]", eligible),
+            readable("uint64_t[]", digests),
+            readable("uint8_t[]", eligible),
             pages.start,
             len(pages),
             interval,
             intervals,
-            _out("uint32_t[]", leaders),
+            writable("uint32_t[]", leaders),
         )
-        _check(status, "looking for identical pages")
+        check(status, "looking for identical pages")
 
 
 class KeyIndex:
@@ -191,11 +191,11 @@ class KeyIndex:
         found = np.empty((len(pages), k * self.candidates), dtype=np.uint32)
         lib.de_key_index_pass(
             self._index,
-            _in("uint64_t[]", keys),
+            readable("uint64_t[]", keys),
             k,
-            _in("uint32_t[]", pages),
+            readable("uint32_t[]", pages),
             len(pages),
-            _out("uint32_t[]", found),
+            writable("uint32_t[]", found),
         )
         return found
 
@@ -204,7 +204,9 @@ def shift_features(seed: int, pages: Addresses) -> tuple[NDArray[np.uint32], Byt
     """Features (n, SHIFT_MAX_FEATURES) of n pages, and how many each has."""
     features = np.empty((len(pages), SHIFT_MAX_FEATURES), dtype=np.uint32)
     counts = np.empty(len(pages), dtype=np.uint8)
-    lib.de_shift_features(seed, _addresses(pages), len(pages), _out("uint32_t[]", features), _out("uint8_t[]", counts))
+    lib.de_shift_features(
+        seed, as_addresses(pages), len(pages), writable("uint32_t[]", features), writable("uint8_t[]", counts)
+    )
     return features, counts
 
 
@@ -229,12 +231,12 @@ class ShiftIndex:
         references = np.empty(len(pages), dtype=np.uint32)
         lib.de_shift_index_pass(
             self._index,
-            _in("uint32_t[]", features),
-            _in("uint8_t[]", counts),
-            _in("uint32_t[]", pages),
+            readable("uint32_t[]", features),
+            readable("uint8_t[]", counts),
+            readable("uint32_t[]", pages),
             len(pages),
-            _out("uint8_t[]", depths),
-            _out("uint32_t[]", references),
+            writable("uint8_t[]", depths),
+            writable("uint32_t[]", references),
         )
         return references
 
@@ -249,8 +251,8 @@ class DenseModel:
             lib.de_dense_model_free,
             "de_dense_model",
             "training the dense model",
-            _addresses(pages),
-            _addresses(references),
+            as_addresses(pages),
+            as_addresses(references),
             len(pages),
         )
         self.bytes: int = lib.de_dense_model_bytes(self._model)
@@ -318,15 +320,15 @@ class PageEncoder:
         status = lib.de_encode_batch(
             self._encoder,
             c_options,
-            _addresses(pages),
-            _addresses(references),
+            as_addresses(pages),
+            as_addresses(references),
             count,
-            _out("uint8_t[]", payloads),
-            _out("uint16_t[]", sizes),
-            _out("uint8_t[]", encodings),
-            _out("uint8_t[]", patched),
+            writable("uint8_t[]", payloads),
+            writable("uint16_t[]", sizes),
+            writable("uint8_t[]", encodings),
+            writable("uint8_t[]", patched),
         )
-        _check(status, "encoding pages")
+        check(status, "encoding pages")
         return EncodedBatch(payloads, sizes, encodings, patched.astype(np.bool_))
 
     def patch_sizes(self, pages: Addresses, candidates: NDArray[np.uint64], limit: int) -> NDArray[np.uint16]:
@@ -334,12 +336,12 @@ class PageEncoder:
         sizes = np.empty(candidates.shape, dtype=np.uint16)
         lib.de_patch_sizes(
             self._encoder,
-            _addresses(pages),
-            _addresses(candidates),
+            as_addresses(pages),
+            as_addresses(candidates),
             len(pages),
             candidates.shape[1],
             limit,
-            _out("uint16_t[]", sizes),
+            writable("uint16_t[]", sizes),
         )
         return sizes
 
@@ -350,13 +352,13 @@ def choose_references(
     """The candidate of (n, w) with the smallest patch that is no patch itself, or NONE; `patched` is kept up."""
     references = np.empty(len(pages), dtype=np.uint32)
     lib.de_choose_references(
-        _in("uint32_t[]", pages),
-        _in("uint32_t[]", candidates),
-        _in("uint16_t[]", sizes),
+        readable("uint32_t[]", pages),
+        readable("uint32_t[]", candidates),
+        readable("uint16_t[]", sizes),
         len(pages),
         candidates.shape[1],
-        _out("uint8_t[]", patched),
-        _out("uint32_t[]", references),
+        writable("uint8_t[]", patched),
+        writable("uint32_t[]", references),
     )
     return references
 
@@ -379,8 +381,8 @@ class Store:
     def __init__(self, max_bytes: int, path: str | None = None) -> None:
         c_path = ffi.NULL if path is None else ffi.new("char[]", os.fsencode(path))
         result = ffi.new("struct de_store **")
-        _check(lib.de_store_create(c_path, max_bytes, result), f"making the store {path or 'in memory'}")
-        self._store = result[0]
+        check(lib.de_store_create(c_path, max_bytes, result), f"making the store {path or 'in memory'}")
+        self.handle = result[0]
 
     def put(
         self,
@@ -398,18 +400,27 @@ class Store:
         `ids`, by page number, gives the references' objects and takes the new ones.
         """
         status = lib.de_store_put_batch(
-            self._store,
-            _addresses(payloads),
-            _in("uint16_t[]", sizes),
-            _in("uint8_t[]", encodings),
-            _in("uint32_t[]", checksums),
+            self.handle,
+            as_addresses(payloads),
+            readable("uint16_t[]", sizes),
+            readable("uint8_t[]", encodings),
+            readable("uint32_t[]", checksums),
             model,
-            _in("uint32_t[]", pages),
-            _in("uint32_t[]", references),
+            readable("uint32_t[]", pages),
+            readable("uint32_t[]", references),
             len(payloads),
-            _out("uint32_t[]", ids),
+            writable("uint32_t[]", ids),
         )
-        _check(status, "putting pages into the store")
+        check(status, "putting pages into the store")
+
+    def release(self, ids: NDArray[np.uint32]) -> None:
+        """Gives up one reference on each object; NONE entries are passed over."""
+        status = lib.de_store_release_batch(self.handle, readable("uint32_t[]", ids), len(ids))
+        check(status, "releasing objects")
+
+    def compact(self) -> int:
+        """Moves objects together so that frames come free; the bytes given back."""
+        return int(lib.de_store_compact(self.handle))
 
     def put_model(self, model: DenseModel) -> int:
         """Puts a dense model; its object id."""
@@ -419,20 +430,20 @@ class Store:
             {"encoding": int(Encoding.MODEL), "payload": payload, "payload_bytes": len(payload)},
         )
         result = ffi.new("uint32_t *")
-        _check(lib.de_store_put(self._store, new_object, result), "putting a model into the store")
+        check(lib.de_store_put(self.handle, new_object, result), "putting a model into the store")
         return int(result[0])
 
     def statistics(self) -> StoreStatistics:
         c_statistics = ffi.new("struct de_store_statistics *")
-        lib.de_store_statistics(self._store, c_statistics)
+        lib.de_store_statistics(self.handle, c_statistics)
         names = StoreStatistics.__dataclass_fields__
         return StoreStatistics(**{name: int(getattr(c_statistics, name)) for name in names})
 
     def close(self) -> None:
         """Frees the store's memory. No rebuilder of it may be left."""
-        if self._store is not None:
-            lib.de_store_close(self._store)
-            self._store = None
+        if self.handle is not None:
+            lib.de_store_close(self.handle)
+            self.handle = None
 
     def __enter__(self) -> Self:
         return self
@@ -452,14 +463,14 @@ class Rebuilder:
             lib.de_rebuilder_free,
             "de_rebuilder",
             "making a rebuilder",
-            store._store,
+            store.handle,
         )
 
     def verify(self, ids: NDArray[np.uint32], pages: Addresses) -> NDArray[np.bool_]:
         """Whether object ids[i] rebuilds to exactly the page at pages[i]."""
         right = np.empty(len(ids), dtype=np.uint8)
         lib.de_rebuild_verify_batch(
-            self._rebuilder, _in("uint32_t[]", ids), _addresses(pages), len(ids), _out("uint8_t[]", right)
+            self._rebuilder, readable("uint32_t[]", ids), as_addresses(pages), len(ids), writable("uint8_t[]", right)
         )
         return right.astype(np.bool_)
 

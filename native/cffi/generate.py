@@ -25,6 +25,9 @@ HEADERS = (
     "store",
     "rebuild",
     "encode",
+    "hypervisor",
+    "machine",
+    "pager",
 )
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 CONSTANT = re.compile(r"^#define (DE_\w+)\s+(\w+)$")

@@ -17,6 +17,7 @@
 
 enum {
     WIDE = 16,
+    MOST_DATA = 2 + PATCH_LITERAL_MAX, /* the most that one short operation takes */
     DATA_REACH = 4 + WIDE, /* the most bytes of the data stream that one short operation looks at */
 };
 
@@ -193,36 +194,46 @@ static bool run(struct decoder *decoder, const uint8_t *fast_end)
     const uint8_t *const pages[2] = {reference, page};
     size_t position = decoder->position;
     while (token_at < token_end && data <= fast_end) {
-        unsigned token = *token_at;
-        const struct gap *gap = &gaps[token >> 4];
-        const struct operation *operation = &operations[token & 15];
-        size_t start = position + gap->base + (load16(data) & gap->mask);
-        const uint8_t *body = data + gap->data_bytes;
-        /* Selected by arithmetic: the compiler would make branches of it, which the data makes unpredictable.
-         */
-        intptr_t is_copy = operation->is_copy;
-        size_t word = load16(body) & (size_t)is_copy;
-        size_t offset = word % PATCH_SOURCE_PAGE;
-        size_t next = start + operation->width + (word >> PATCH_SOURCE_BITS);
-        intptr_t copied = (intptr_t)(pages[word / PATCH_SOURCE_PAGE % 2] + offset);
-        const uint8_t *source = body + ((copied - (intptr_t)body) & is_copy);
-        /* Either within WIDE bytes of the end: together a single comparison. */
-        if (__builtin_expect(((next + WIDE - 1) | (offset + WIDE - 1)) >= DE_PAGE_SIZE, 0)) {
-            decoder->token = token_at;
-            decoder->data = data;
-            decoder->position = position;
-            if (!step_carefully(decoder))
-                return false;
-            token_at = decoder->token;
-            data = decoder->data;
-            position = decoder->position;
-            continue;
+        /* So many tokens can't take the data stream past fast_end: one check for all. */
+        size_t safe = (size_t)(fast_end - data) / MOST_DATA + 1, left = (size_t)(token_end - token_at);
+        const uint8_t *const safe_end = token_at + (safe < left ? safe : left);
+        bool at_edge = false;
+        while (token_at < safe_end) {
+            unsigned token = *token_at;
+            const struct gap *gap = &gaps[token >> 4];
+            const struct operation *operation = &operations[token & 15];
+            size_t start = position + gap->base + (load16(data) & gap->mask);
+            const uint8_t *body = data + gap->data_bytes;
+            /* Selected by arithmetic: the compiler would make branches of it, which the data makes
+             * unpredictable.
+             */
+            intptr_t is_copy = operation->is_copy;
+            size_t word = load16(body) & (size_t)is_copy;
+            size_t offset = word % PATCH_SOURCE_PAGE;
+            size_t next = start + operation->width + (word >> PATCH_SOURCE_BITS);
+            intptr_t copied = (intptr_t)(pages[word / PATCH_SOURCE_PAGE % 2] + offset);
+            const uint8_t *source = body + ((copied - (intptr_t)body) & is_copy);
+            /* Either within WIDE bytes of the end: together a single comparison. */
+            if (__builtin_expect(((next + WIDE - 1) | (offset + WIDE - 1)) >= DE_PAGE_SIZE, 0)) {
+                at_edge = true;
+                break;
+            }
+            copy_wide(page + start, source);
+            copy_wide(page + next, reference + next);
+            data = body + operation->data_bytes;
+            position = next;
+            token_at++;
         }
-        copy_wide(page + start, source);
-        copy_wide(page + next, reference + next);
-        data = body + operation->data_bytes;
-        position = next;
-        token_at++;
+        if (!at_edge)
+            continue;
+        decoder->token = token_at;
+        decoder->data = data;
+        decoder->position = position;
+        if (!step_carefully(decoder))
+            return false;
+        token_at = decoder->token;
+        data = decoder->data;
+        position = decoder->position;
     }
     decoder->token = token_at;
     decoder->data = data;

@@ -21,6 +21,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "cpu.h"
 #include "patch_format.h"
 
 enum {
@@ -82,7 +83,7 @@ struct de_patch_encoder {
     uint16_t index[1u << HASH_BITS]; /* a place in the text by its hash, plus one; 0: none */
     struct replaced replaced[DE_PAGE_SIZE];
     unsigned replaced_count;
-    uint64_t differs[MAP_WORDS + 1]; /* bit per byte: differs from the reference */
+    uint64_t differs[2 + MAP_WORDS + 1]; /* bit per byte: differs from the reference; a zero word around */
     uint64_t
         differing_words; /* bit per word of it: is not zero (or was not, before relocations were undone) */
     struct differences differences;
@@ -184,12 +185,12 @@ static inline uint32_t equal_bytes32(const uint8_t *left, const uint8_t *right)
 static void map_differences(struct de_patch_encoder *encoder)
 {
     const uint8_t *reference = reference_of(encoder), *page = page_of(encoder);
+    uint64_t *map = encoder->differs + 2;
     for (size_t i = 0; i < MAP_WORDS; i++, reference += 64, page += 64)
-        encoder->differs[i] =
-            ~(equal_bytes32(page, reference) | (uint64_t)equal_bytes32(page + 32, reference + 32) << 32);
+        map[i] = ~(equal_bytes32(page, reference) | (uint64_t)equal_bytes32(page + 32, reference + 32) << 32);
     uint64_t words = 0;
     for (size_t i = MAP_WORDS; i-- > 0;)
-        words = words << 1 | (encoder->differs[i] != 0);
+        words = words << 1 | (map[i] != 0);
     encoder->differing_words = words;
 }
 
@@ -210,11 +211,11 @@ static inline unsigned list_bits(uint64_t word, size_t first, uint16_t *list, un
 static void list_differences(struct de_patch_encoder *encoder)
 {
     struct differences *differences = &encoder->differences;
-    const uint64_t *differs = encoder->differs;
+    const uint64_t *differs = encoder->differs + 2;
     unsigned count = 0;
     for (uint64_t words = encoder->differing_words; words; words &= words - 1) {
         size_t i = (size_t)__builtin_ctzll(words);
-        uint64_t starts = differs[i] & ~(differs[i] << 1 | (i ? differs[i - 1] >> 63 : 0));
+        uint64_t starts = differs[i] & ~(differs[i] << 1 | differs[(ptrdiff_t)i - 1] >> 63);
         if (i == MAP_WORDS - 1)
             starts &= UINT64_MAX >> (PATCH_RELOCATION_REACH - 1);
         count = list_bits(starts, 64 * i, differences->places, count);
@@ -325,7 +326,7 @@ static void undo_relocation(struct de_patch_encoder *encoder, struct relocation 
         relocation->steps[count++] = (uint8_t)(distance % PATCH_SKIP);
         last = place;
         store64(page + place, (word & ~relocation->mask) | (plain & relocation->mask));
-        clear_bits(encoder->differs, place, relocation->width);
+        clear_bits(encoder->differs + 2, place, relocation->width);
     }
     relocation->step_count = count;
 }
@@ -342,25 +343,28 @@ static void undo_relocations(struct de_patch_encoder *encoder)
         undo_relocation(encoder, &encoder->relocations[i]);
 }
 
-static inline uint64_t widened(const uint64_t *differs, size_t i)
+/* Each bit set, and the two above. */
+static inline uint64_t widened(uint64_t before, uint64_t word)
 {
-    uint64_t before = i ? differs[i - 1] : 0;
-    return differs[i] | differs[i] << 1 | before >> 63 | differs[i] << 2 | before >> 62;
+    return word | word << 1 | before >> 63 | word << 2 | before >> 62 | word << 3 | before >> 61;
 }
 
 /* List the edges of differing runs, closing gaps of one or two equal bytes: as literals they are cheaper than
  * a token. */
 static unsigned list_edges(struct de_patch_encoder *encoder)
 {
-    const uint64_t *differs = encoder->differs;
+    const uint64_t *differs = encoder->differs + 2;
     unsigned count = 0;
     /* A run may end with its word: then the edge is in the next. */
     for (uint64_t words = encoder->differing_words | encoder->differing_words << 1; words;
          words &= words - 1) {
         size_t i = (size_t)__builtin_ctzll(words);
-        uint64_t wide = widened(differs, i), after = widened(differs, i + 1);
-        uint64_t before = i ? widened(differs, i - 1) >> 63 & wide & wide >> 1 & 1 : 0;
-        uint64_t runs = wide & (wide >> 1 | after << 63) & (wide >> 2 | after << 62);
+        const uint64_t *word = differs + i;
+        uint64_t wide = widened(word[-1], word[0]), after = widened(word[0], word[1]);
+        uint64_t before_wide = widened(word[-2], word[-1]);
+        uint64_t runs =
+            wide & (wide >> 1 | after << 63) & (wide >> 2 | after << 62) & (wide >> 3 | after << 61);
+        uint64_t before = before_wide >> 63 & 1 & wide >> 0 & wide >> 1 & wide >> 2;
         count = list_bits(runs ^ (runs << 1 | before), 64 * i, encoder->edges, count);
     }
     encoder->edges[count] = DE_PAGE_SIZE;
@@ -586,7 +590,8 @@ static size_t assemble(const struct de_patch_encoder *encoder, const struct writ
     return total;
 }
 
-size_t de_patch_encode(struct de_patch_encoder *encoder, const uint8_t *page, uint8_t *out, size_t capacity)
+static inline size_t encode(struct de_patch_encoder *encoder, const uint8_t *page, uint8_t *out,
+                            size_t capacity)
 {
     memcpy(page_of(encoder), page, DE_PAGE_SIZE);
     map_differences(encoder);
@@ -598,4 +603,22 @@ size_t de_patch_encode(struct de_patch_encoder *encoder, const uint8_t *page, ui
     bool fits = encode_runs(encoder, &writer);
     restore_index(encoder);
     return fits ? assemble(encoder, &writer, out) : 0;
+}
+
+#if DE_HAVE_AVX2_BUILD
+/* All of it once more, with BMI's bit instructions. */
+__attribute__((target("avx2,bmi,bmi2"), flatten)) static size_t
+encode_avx2(struct de_patch_encoder *encoder, const uint8_t *page, uint8_t *out, size_t capacity)
+{
+    return encode(encoder, page, out, capacity);
+}
+#endif
+
+size_t de_patch_encode(struct de_patch_encoder *encoder, const uint8_t *page, uint8_t *out, size_t capacity)
+{
+#if DE_HAVE_AVX2_BUILD
+    if (cpu_has_avx2())
+        return encode_avx2(encoder, page, out, capacity);
+#endif
+    return encode(encoder, page, out, capacity);
 }

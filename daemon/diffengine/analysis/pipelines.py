@@ -128,6 +128,14 @@ class Scope:
     identical: Identical
 
 
+@dataclass(frozen=True)
+class Filled:
+    """By page number: ids, the object that has the page's content (NONE if it has none of its own); is it a patch."""
+
+    ids: NDArray[np.uint32]
+    patched: NDArray[np.bool_]
+
+
 @dataclass
 class _Tally:
     """Counts of objects, kept up batch by batch."""
@@ -153,6 +161,11 @@ def expected_cost(pipeline: Pipeline, scope: Scope, census: Census) -> float:
     return members * ENCODE_COST[pipeline.codec] + nonzero * VERIFY_COST
 
 
+def most_store_bytes(pages: int) -> int:
+    """A limit that no pipeline's store reaches: every page raw, with its header, and some room."""
+    return pages * (PAGE_BYTES + 64) + (64 << 20)
+
+
 class PipelineRun:
     """One pipeline on one scope. `run` does everything; the steps after it are its parts, in order."""
 
@@ -176,6 +189,7 @@ class PipelineRun:
         self._jobs = jobs
         self._progress = progress
         self._ids = np.full(images.pages, NONE, dtype=np.uint32)
+        self._patched = np.zeros(images.pages, dtype=np.bool_)
         self._is_reference = np.zeros(images.pages, dtype=np.bool_)
         self._tally = _Tally()
         self._index_bytes = 0
@@ -186,12 +200,16 @@ class PipelineRun:
     def run(self, store_file: str | None) -> PipelineResult:
         """Raises DiffengineError if a single page does not come back as it was."""
         self._progress.begin(f"{self._pipeline.name}, {self._scope.name}")
-        limit = self._images.pages * (PAGE_BYTES + 64) + (64 << 20)
-        with Store(limit, store_file) as store:
-            for group in self._scope.groups:
-                self._store_group(store, group)
+        with Store(most_store_bytes(self._images.pages), store_file) as store:
+            self.fill(store)
             verified = self._verify(store)
             return self._result(store, verified)
+
+    def fill(self, store: Store) -> Filled:
+        """Puts an object for every page that gets one into the store."""
+        for group in self._scope.groups:
+            self._store_group(store, group)
+        return Filled(self._ids, self._patched)
 
     def _store_group(self, store: Store, group: Sequence[range]) -> None:
         members = np.concatenate([self._members(part) for part in group])
@@ -206,9 +224,11 @@ class PipelineRun:
         """The pages of a range that get an object of their own."""
         numbers = np.arange(part.start, part.stop, dtype=np.uint32)
         if self._pipeline.share:
-            return numbers[self._scope.identical.leaders[numbers] == numbers]
-        nonzero: PageNumbers = numbers[self._census.nonzero[numbers]]
-        return nonzero
+            chosen = self._scope.identical.leaders[numbers] == numbers
+        else:
+            chosen = self._census.nonzero[numbers]
+        members: PageNumbers = numbers[chosen]
+        return members
 
     def _put_same_filled(self, store: Store, pages: PageNumbers) -> None:
         if not len(pages):
@@ -324,6 +344,7 @@ class PipelineRun:
     ) -> None:
         needed = np.where(batch.patched, references, np.uint32(NONE))
         self._is_reference[needed[batch.patched]] = True
+        self._patched[pages] = batch.patched
         store.put(batch.addresses(), batch.sizes, batch.encodings, sums, pages, needed, self._ids, model_id)
         self._tally.add(batch)
 

@@ -83,4 +83,7 @@ int de_store_put_batch(struct de_store *store, const uint8_t *const *payloads, c
                        const uint8_t *encodings, const uint32_t *checksums, uint32_t model,
                        const uint32_t *pages, const uint32_t *references, size_t count, uint32_t *ids);
 
+/** de_store_release() of a batch; DE_NONE entries are passed over. @return DE_OK or the first failure. */
+int de_store_release_batch(struct de_store *store, const uint32_t *ids, size_t count);
+
 #endif

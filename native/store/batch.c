@@ -21,3 +21,14 @@ int de_store_put_batch(struct de_store *store, const uint8_t *const *payloads, c
     }
     return DE_OK;
 }
+
+int de_store_release_batch(struct de_store *store, const uint32_t *ids, size_t count)
+{
+    int result = DE_OK;
+    for (size_t i = 0; i < count; i++) {
+        int status = ids[i] == DE_NONE ? DE_OK : de_store_release(store, ids[i]);
+        if (result == DE_OK)
+            result = status;
+    }
+    return result;
+}
