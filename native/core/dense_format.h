@@ -23,7 +23,8 @@ enum {
 
     LITERAL_CONTEXTS = 16,
     LITERAL_SYMBOLS = 256,
-    LITERAL_BITS = 11, /* longest code */
+    LITERAL_BITS =
+        10, /* longest code; 11 would gain 0.04 % and double the table, which then fits no L1 cache */
 
     RUN_CLASSES = 12,
     REPEATS = 3,     /* kinds 0..2: the distance of one of the last three copies */
