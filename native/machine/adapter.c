@@ -23,6 +23,12 @@ static int unpause_domain(void *context, uint16_t domain)
     return de_machine_domain_unpause(context, domain);
 }
 
+static void yield(void *context)
+{
+    (void)context;
+    block_yield();
+}
+
 static uint64_t now_ns(void *context)
 {
     (void)context;
@@ -46,6 +52,7 @@ static const struct de_hypervisor_operations machine_operations = {
     .interrupt = machine_ring_interrupt,
     .pause = pause_domain,
     .unpause = unpause_domain,
+    .yield = yield,
     .now_ns = now_ns,
 };
 

@@ -8,7 +8,6 @@
 
 #include <diffengine/status.h>
 #include <errno.h>
-#include <sched.h>
 
 /*
  * An entry without object. A load without a buffer makes a touched page ram and can overwrite nothing.
@@ -91,7 +90,7 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
     for (;;) {
         struct entry entry = entry_get(domain, gfn);
         if (entry.state == DE_PAGE_LOADING) {
-            sched_yield(); /* the other thread needs microseconds */
+            HYPERCALL(pager, yield); /* the other thread needs microseconds */
             continue;
         }
         if (entry.state == DE_PAGE_RESIDENT || entry.state == DE_PAGE_WATCHED) {

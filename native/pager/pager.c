@@ -169,13 +169,18 @@ static int domain_insert(struct de_pager *pager, struct pager_domain *domain)
     for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS && !slot; i++)
         if (!pager->domains[i])
             slot = &pager->domains[i];
-    int status = known ? DE_BUSY : slot ? DE_OK : DE_FULL;
-    if (status == DE_OK)
-        status = enable_status(HYPERCALL(pager, paging_enable, domain->id));
-    if (status == DE_OK)
-        *slot = domain;
     pthread_mutex_unlock(&pager->lock);
-    return status;
+    if (known)
+        return DE_BUSY;
+    if (!slot)
+        return DE_FULL;
+    int status = enable_status(HYPERCALL(pager, paging_enable, domain->id));
+    if (status != DE_OK)
+        return status;
+    pthread_mutex_lock(&pager->lock);
+    *slot = domain;
+    pthread_mutex_unlock(&pager->lock);
+    return DE_OK;
 }
 
 int de_pager_add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)

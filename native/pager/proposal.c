@@ -5,7 +5,6 @@
 #include <diffengine/digest.h>
 #include <diffengine/status.h>
 #include <errno.h>
-#include <sched.h>
 #include <string.h>
 
 /** One page of a batch: `proposals` is locked, so the domain stays. */
@@ -96,7 +95,7 @@ static bool settle(struct de_pager *pager, struct place place, struct entry evic
     while (!entry_change(pager, place.domain, place.gfn, evicting, after)) {
         if (entry_get(place.domain, place.gfn).state != DE_PAGE_LOADING)
             return false;
-        sched_yield();
+        HYPERCALL(pager, yield);
     }
     return true;
 }

@@ -95,7 +95,6 @@ static void retry_held(struct de_pager *pager, struct pager_domain *domain)
 {
     unsigned waiting = domain->held_count;
     domain->held_count = 0;
-    pager->held_total -= waiting;
     for (unsigned i = 0; i < waiting; i++) {
         /* A copy: what is held again goes to the array's front. */
         struct held_event held = domain->held[i];
@@ -105,7 +104,9 @@ static void retry_held(struct de_pager *pager, struct pager_domain *domain)
 
 static void retry_all_held(struct de_pager *pager)
 {
-    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS && pager->held_total; i++) {
+    /* Counted anew: a domain may have gone together with what was held for it. */
+    pager->held_total = 0;
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++) {
         pthread_mutex_lock(&pager->lock);
         struct pager_domain *domain = pager->domains[i];
         if (domain)

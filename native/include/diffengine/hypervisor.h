@@ -142,6 +142,9 @@ struct de_hypervisor_operations {
     int (*pause)(void *context, uint16_t domain);
     int (*unpause)(void *context, uint16_t domain); /**< -EINVAL: not paused */
 
+    /** Let another thread of the caller's get on, for it is in the middle of a step that this one waits for.
+     */
+    void (*yield)(void *context);
     /** A clock for latencies in nanoseconds; virtual in a simulation. */
     uint64_t (*now_ns)(void *context);
 };

@@ -57,7 +57,10 @@ enum de_proposal {
  * @return DE_OK, DE_NO_MEMORY or DE_FULL (no store reader left).
  */
 int de_pager_create(struct de_store *store, const struct de_hypervisor *hypervisor, struct de_pager **pager);
-/** Stops its threads and forgets all domains, as de_pager_remove_domain() does, whatever its result. */
+/**
+ * Stops its threads and forgets all domains, also those that de_pager_remove_domain() would refuse: a live
+ * guest with pages out crashes at its next touch of one.
+ */
 void de_pager_free(struct de_pager *pager);
 
 /**

@@ -31,6 +31,7 @@ static void (*after_take)(uint16_t domain, struct de_vm_event *event);
 static void (*before_load)(uint16_t domain, uint32_t gfn, bool has_page);
 static void (*before_share)(void);
 static _Atomic int load_error;
+static _Atomic uint64_t last_timeout_ns; /**< of the pager's last wait */
 
 static int hooked_evict(void *context, uint16_t domain, uint32_t gfn)
 {
@@ -67,6 +68,12 @@ static int hooked_share(void *context, uint16_t source, uint32_t source_gfn, uin
                                   client_handle);
 }
 
+static int hooked_wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity)
+{
+    atomic_store(&last_timeout_ns, timeout_ns);
+    return real.operations->wait(context, timeout_ns, domains, capacity);
+}
+
 static void start(uint32_t frames)
 {
     CHECK_EQ(de_machine_create(frames, &machine), 0);
@@ -77,6 +84,7 @@ static void start(uint32_t frames)
     hooked.paging_load = hooked_load;
     hooked.ring_take = hooked_take;
     hooked.share = hooked_share;
+    hooked.wait = hooked_wait;
     before_evict = after_evict = NULL;
     after_take = NULL;
     before_load = NULL;
@@ -739,6 +747,30 @@ static void test_load_without_memory(void)
     finish();
 }
 
+/* What is held for a domain goes with it: the server must not go on looking for it. */
+static void test_domain_goes_while_held(void)
+{
+    start(8);
+    uint16_t domain = make_domain(1, 125);
+    uint32_t object = put_filled(125);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    atomic_store(&load_error, -ENOMEM);
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    struct access access = {.write = false};
+    access_begin(&access, domain, 0);
+    while (statistics().load_no_memory < 3)
+        pause_briefly();
+    CHECK(atomic_load(&last_timeout_ns) < UINT64_MAX);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    CHECK_EQ(access_end(&access), -ESHUTDOWN);
+    while (atomic_load(&last_timeout_ns) < UINT64_MAX)
+        pause_briefly();
+    de_pager_stop(pager);
+    finish();
+}
+
 /* Change one byte of a raw payload in the store's memory. */
 static void damage(uint32_t key)
 {
@@ -1269,6 +1301,7 @@ int main(void)
     test_stale_drop();
     test_bad_events();
     test_load_without_memory();
+    test_domain_goes_while_held();
     test_corrupt_object();
     test_corrupt_proposal();
     test_share();
