@@ -17,7 +17,6 @@
 
 enum {
     WIDE = 16,
-    MOST_DATA = 2 + PATCH_LITERAL_MAX, /* the most that one short operation takes */
     DATA_REACH = 4 + WIDE, /* the most bytes of the data stream that one short operation looks at */
 };
 
@@ -85,6 +84,7 @@ struct relocation {
 };
 
 struct decoder {
+    const uint8_t *begin; /* of the patch */
     const uint8_t *token;
     const uint8_t *token_end;
     const uint8_t *steps;
@@ -104,13 +104,17 @@ static inline void copy_wide(uint8_t *to, const uint8_t *from)
     memcpy(to, bytes, WIDE);
 }
 
-/* Read @count bytes of the data stream as a little-endian number. */
+/* Read @count (at most eight) bytes of the data stream as a little-endian number. */
 static bool take(struct decoder *decoder, size_t count, uint64_t *number)
 {
-    if ((size_t)(decoder->data_end - decoder->data) < count)
+    size_t left = (size_t)(decoder->data_end - decoder->data);
+    if (left < count)
         return false;
     *number = 0;
-    memcpy(number, decoder->data, count);
+    if (left >= sizeof *number && count > 0)
+        *number = load64(decoder->data) & low_bytes(count);
+    else
+        memcpy(number, decoder->data, count);
     decoder->data += count;
     return true;
 }
@@ -194,46 +198,36 @@ static bool run(struct decoder *decoder, const uint8_t *fast_end)
     const uint8_t *const pages[2] = {reference, page};
     size_t position = decoder->position;
     while (token_at < token_end && data <= fast_end) {
-        /* So many tokens can't take the data stream past fast_end: one check for all. */
-        size_t safe = (size_t)(fast_end - data) / MOST_DATA + 1, left = (size_t)(token_end - token_at);
-        const uint8_t *const safe_end = token_at + (safe < left ? safe : left);
-        bool at_edge = false;
-        while (token_at < safe_end) {
-            unsigned token = *token_at;
-            const struct gap *gap = &gaps[token >> 4];
-            const struct operation *operation = &operations[token & 15];
-            size_t start = position + gap->base + (load16(data) & gap->mask);
-            const uint8_t *body = data + gap->data_bytes;
-            /* Selected by arithmetic: the compiler would make branches of it, which the data makes
-             * unpredictable.
-             */
-            intptr_t is_copy = operation->is_copy;
-            size_t word = load16(body) & (size_t)is_copy;
-            size_t offset = word % PATCH_SOURCE_PAGE;
-            size_t next = start + operation->width + (word >> PATCH_SOURCE_BITS);
-            intptr_t copied = (intptr_t)(pages[word / PATCH_SOURCE_PAGE % 2] + offset);
-            const uint8_t *source = body + ((copied - (intptr_t)body) & is_copy);
-            /* Either within WIDE bytes of the end: together a single comparison. */
-            if (__builtin_expect(((next + WIDE - 1) | (offset + WIDE - 1)) >= DE_PAGE_SIZE, 0)) {
-                at_edge = true;
-                break;
-            }
-            copy_wide(page + start, source);
-            copy_wide(page + next, reference + next);
-            data = body + operation->data_bytes;
-            position = next;
-            token_at++;
-        }
-        if (!at_edge)
+        unsigned token = *token_at;
+        const struct gap *gap = &gaps[token >> 4];
+        const struct operation *operation = &operations[token & 15];
+        size_t start = position + gap->base + (load16(data) & gap->mask);
+        const uint8_t *body = data + gap->data_bytes;
+        /* Selected by arithmetic: the compiler would make branches of it, which the data makes unpredictable.
+         */
+        intptr_t is_copy = operation->is_copy;
+        size_t word = load16(body) & (size_t)is_copy;
+        size_t offset = word % PATCH_SOURCE_PAGE;
+        size_t next = start + operation->width + (word >> PATCH_SOURCE_BITS);
+        intptr_t copied = (intptr_t)(pages[word / PATCH_SOURCE_PAGE % 2] + offset);
+        const uint8_t *source = body + ((copied - (intptr_t)body) & is_copy);
+        /* Either within WIDE bytes of the end: together a single comparison. */
+        if (__builtin_expect(((next + WIDE - 1) | (offset + WIDE - 1)) >= DE_PAGE_SIZE, 0)) {
+            decoder->token = token_at;
+            decoder->data = data;
+            decoder->position = position;
+            if (!step_carefully(decoder))
+                return false;
+            token_at = decoder->token;
+            data = decoder->data;
+            position = decoder->position;
             continue;
-        decoder->token = token_at;
-        decoder->data = data;
-        decoder->position = position;
-        if (!step_carefully(decoder))
-            return false;
-        token_at = decoder->token;
-        data = decoder->data;
-        position = decoder->position;
+        }
+        copy_wide(page + start, source);
+        copy_wide(page + next, reference + next);
+        data = body + operation->data_bytes;
+        position = next;
+        token_at++;
     }
     decoder->token = token_at;
     decoder->data = data;
@@ -248,9 +242,12 @@ static bool run_tail(struct decoder *decoder)
     size_t left = (size_t)(decoder->data_end - decoder->data);
     if (left > DATA_REACH)
         return false; /* tokens ran out before the data did */
-    memcpy(tail, decoder->data, left);
-    decoder->data = tail;
-    decoder->data_end = tail + left;
+    if (decoder->data_end - decoder->begin >= DATA_REACH)
+        memcpy(tail, decoder->data_end - DATA_REACH, DATA_REACH); /* a fixed size is fast */
+    else
+        memcpy(tail + DATA_REACH - left, decoder->data, left);
+    decoder->data = tail + DATA_REACH - left;
+    decoder->data_end = tail + DATA_REACH;
     return run(decoder, decoder->data_end) && decoder->token == decoder->token_end &&
            decoder->data == decoder->data_end;
 }
@@ -312,8 +309,11 @@ static void copy_page(uint8_t *page, const uint8_t *reference)
 
 int de_patch_decode(const uint8_t *untrusted_patch, size_t count, const uint8_t *reference, uint8_t *page)
 {
-    struct decoder decoder = {
-        .data = untrusted_patch, .data_end = untrusted_patch + count, .reference = reference, .page = page};
+    struct decoder decoder = {.begin = untrusted_patch,
+                              .data = untrusted_patch,
+                              .data_end = untrusted_patch + count,
+                              .reference = reference,
+                              .page = page};
     if (!read_header(&decoder))
         return DE_CORRUPT;
     copy_page(page, reference);

@@ -26,6 +26,7 @@
 
 enum {
     MAP_WORDS = DE_PAGE_SIZE / 64,
+    BEFORE_MAP = 2, /* zero words, so that edges need no special case */
     LISTED_AT_ONCE = 4,
 
     SAMPLES = 32,
@@ -46,6 +47,9 @@ enum {
      * wrongly guessed branch: from 3 to 6 the patch grows by 3 % and takes a fifth less time to make and to
      * decode. */
     MIN_COVERED = 6,
+    /* Equal bytes between two differing runs that join them: longer runs find more copies, and each token
+       takes time. */
+    MAX_GAP = 3,
     LONGEST_SHORT_COPIES = 3 * PATCH_COPY_MAX, /* up to here, short copies decode faster than a long one */
     LONGEST_SHORT_LITERALS = 4 * PATCH_LITERAL_MAX,
     FILL_MIN = 16, /* twice the word */
@@ -83,7 +87,8 @@ struct de_patch_encoder {
     uint16_t index[1u << HASH_BITS]; /* a place in the text by its hash, plus one; 0: none */
     struct replaced replaced[DE_PAGE_SIZE];
     unsigned replaced_count;
-    uint64_t differs[2 + MAP_WORDS + 1]; /* bit per byte: differs from the reference; a zero word around */
+    uint64_t
+        differs[BEFORE_MAP + MAP_WORDS + 1]; /* bit per byte: differs from the reference; zero words around */
     uint64_t
         differing_words; /* bit per word of it: is not zero (or was not, before relocations were undone) */
     struct differences differences;
@@ -185,7 +190,7 @@ static inline uint32_t equal_bytes32(const uint8_t *left, const uint8_t *right)
 static void map_differences(struct de_patch_encoder *encoder)
 {
     const uint8_t *reference = reference_of(encoder), *page = page_of(encoder);
-    uint64_t *map = encoder->differs + 2;
+    uint64_t *map = encoder->differs + BEFORE_MAP;
     for (size_t i = 0; i < MAP_WORDS; i++, reference += 64, page += 64)
         map[i] = ~(equal_bytes32(page, reference) | (uint64_t)equal_bytes32(page + 32, reference + 32) << 32);
     uint64_t words = 0;
@@ -211,7 +216,7 @@ static inline unsigned list_bits(uint64_t word, size_t first, uint16_t *list, un
 static void list_differences(struct de_patch_encoder *encoder)
 {
     struct differences *differences = &encoder->differences;
-    const uint64_t *differs = encoder->differs + 2;
+    const uint64_t *differs = encoder->differs + BEFORE_MAP;
     unsigned count = 0;
     for (uint64_t words = encoder->differing_words; words; words &= words - 1) {
         size_t i = (size_t)__builtin_ctzll(words);
@@ -326,7 +331,7 @@ static void undo_relocation(struct de_patch_encoder *encoder, struct relocation 
         relocation->steps[count++] = (uint8_t)(distance % PATCH_SKIP);
         last = place;
         store64(page + place, (word & ~relocation->mask) | (plain & relocation->mask));
-        clear_bits(encoder->differs + 2, place, relocation->width);
+        clear_bits(encoder->differs + BEFORE_MAP, place, relocation->width);
     }
     relocation->step_count = count;
 }
@@ -343,28 +348,38 @@ static void undo_relocations(struct de_patch_encoder *encoder)
         undo_relocation(encoder, &encoder->relocations[i]);
 }
 
-/* Each bit set, and the two above. */
+/* A word's bits, and each also MAX_GAP places above. */
 static inline uint64_t widened(uint64_t before, uint64_t word)
 {
-    return word | word << 1 | before >> 63 | word << 2 | before >> 62 | word << 3 | before >> 61;
+    uint64_t wide = word;
+    for (unsigned i = 1; i <= MAX_GAP; i++)
+        wide |= word << i | before >> (64 - i);
+    return wide;
 }
 
-/* List the edges of differing runs, closing gaps of one or two equal bytes: as literals they are cheaper than
- * a token. */
+/* The inverse on bits that stay with what follows them: gaps of at most MAX_GAP are closed by both in turn.
+ */
+static inline uint64_t narrowed(uint64_t wide, uint64_t after)
+{
+    uint64_t narrow = wide;
+    for (unsigned i = 1; i <= MAX_GAP; i++)
+        narrow &= wide >> i | after << (64 - i);
+    return narrow;
+}
+
+/* List the edges of differing runs, with short gaps closed. */
 static unsigned list_edges(struct de_patch_encoder *encoder)
 {
-    const uint64_t *differs = encoder->differs + 2;
+    const uint64_t *differs = encoder->differs + BEFORE_MAP;
     unsigned count = 0;
     /* A run may end with its word: then the edge is in the next. */
     for (uint64_t words = encoder->differing_words | encoder->differing_words << 1; words;
          words &= words - 1) {
         size_t i = (size_t)__builtin_ctzll(words);
         const uint64_t *word = differs + i;
-        uint64_t wide = widened(word[-1], word[0]), after = widened(word[0], word[1]);
-        uint64_t before_wide = widened(word[-2], word[-1]);
-        uint64_t runs =
-            wide & (wide >> 1 | after << 63) & (wide >> 2 | after << 62) & (wide >> 3 | after << 61);
-        uint64_t before = before_wide >> 63 & 1 & wide >> 0 & wide >> 1 & wide >> 2;
+        uint64_t wide_before = widened(word[-2], word[-1]), wide = widened(word[-1], word[0]);
+        uint64_t runs = narrowed(wide, widened(word[0], word[1]));
+        uint64_t before = narrowed(wide_before, wide) >> 63;
         count = list_bits(runs ^ (runs << 1 | before), 64 * i, encoder->edges, count);
     }
     encoder->edges[count] = DE_PAGE_SIZE;

@@ -273,25 +273,20 @@ static void touch(const struct pair *pair)
         sink = (uint8_t)(sink + pair->reference[i] + pair->page[i]);
 }
 
-static void encode_pass(struct codec *codecs, unsigned codec_count, const struct pairs *pairs, unsigned pass)
+static void encode_some(struct codec *codec, const struct pairs *pairs, unsigned pass, size_t first,
+                        size_t end)
 {
-    for (unsigned k = 0; k < codec_count; k++)
-        codecs[k].total = 0;
-    for (size_t i = 0; i < pairs->count; i++)
-        for (unsigned turn = 0; turn < codec_count; turn++) {
-            struct codec *codec = &codecs[(turn + i) % codec_count];
-            if (pass >= codec->passes)
-                continue;
-            touch(&pairs->pairs[i]);
-            double begin = now_ns();
-            codec->load(codec, pairs->pairs[i].reference);
-            double loaded = now_ns();
-            size_t count = codec->encode(codec, &pairs->pairs[i], codec->encoded + i * ROOM);
-            double end = now_ns();
-            codec->load_ns[pass] += loaded - begin;
-            codec->encode_ns[pass] += end - loaded;
-            codec->sizes[i] = (uint32_t)count;
-        }
+    for (size_t i = first; i < end; i++) {
+        touch(&pairs->pairs[i]);
+        double begin = now_ns();
+        codec->load(codec, pairs->pairs[i].reference);
+        double loaded = now_ns();
+        size_t count = codec->encode(codec, &pairs->pairs[i], codec->encoded + i * ROOM);
+        double encoded = now_ns();
+        codec->load_ns[pass] += loaded - begin;
+        codec->encode_ns[pass] += encoded - loaded;
+        codec->sizes[i] = (uint32_t)count;
+    }
 }
 
 static double decode_some(struct codec *codec, const struct pairs *pairs, size_t first, size_t end)
@@ -305,8 +300,8 @@ static double decode_some(struct codec *codec, const struct pairs *pairs, size_t
     return now_ns() - begin;
 }
 
-static void decode_pass(struct codec *codecs, unsigned codec_count, const struct pairs *pairs, unsigned pass,
-                        size_t batch)
+static void run_pass(struct codec *codecs, unsigned codec_count, const struct pairs *pairs, unsigned pass,
+                     size_t batch)
 {
     for (size_t first = 0; first < pairs->count; first += batch) {
         size_t end = first + batch < pairs->count ? first + batch : pairs->count;
@@ -314,6 +309,7 @@ static void decode_pass(struct codec *codecs, unsigned codec_count, const struct
             struct codec *codec = &codecs[(turn + pass) % codec_count];
             if (pass >= codec->passes)
                 continue;
+            encode_some(codec, pairs, pass, first, end);
             if (batch == BATCH)
                 decode_some(codec, pairs, first, end); /* warm */
             codec->decode_ns[pass] += decode_some(codec, pairs, first, end);
@@ -432,10 +428,8 @@ int main(int argc, char **argv)
     const unsigned codec_count = sizeof codecs / sizeof *codecs;
     for (unsigned k = 0; k < codec_count; k++)
         prepare(&codecs[k], pairs.count);
-    for (unsigned pass = 0; pass < passes; pass++) {
-        encode_pass(codecs, codec_count, &pairs, pass);
-        decode_pass(codecs, codec_count, &pairs, pass, cold ? pairs.count : BATCH);
-    }
+    for (unsigned pass = 0; pass < passes; pass++)
+        run_pass(codecs, codec_count, &pairs, pass, cold ? pairs.count : BATCH);
     for (unsigned k = 0; k < codec_count; k++)
         verify(&codecs[k], &pairs);
     print_results(codecs, codec_count, &pairs);
