@@ -26,6 +26,7 @@ PAGE_BYTES: int = lib.DE_PAGE_SIZE
 NONE: int = lib.DE_NONE
 SHARING_MIN_BYTES: int = lib.DE_SHARING_MIN_BYTES
 SHARING_ENTRY_BYTES = 8
+TRAINING_ROUNDS: int = lib.DE_DENSE_TRAINING_ROUNDS
 SHIFT_MAX_FEATURES: int = lib.DE_SHIFT_MAX_FEATURES
 
 Addresses = NDArray[np.uint64]
@@ -241,25 +242,49 @@ class ShiftIndex:
         return references
 
 
+class DenseCounts:
+    """How often each symbol of the dense form is used on some pages. Belongs to one thread."""
+
+    def __init__(self) -> None:
+        self.handle = _made(lib.de_dense_counts_create, lib.de_dense_counts_free, "de_dense_counts", "counting symbols")
+
+    def add(self, more: DenseCounts) -> None:
+        lib.de_dense_counts_add(self.handle, more.handle)
+
+
 class DenseModel:
     """The code tables of the dense form. Any number of threads may use one."""
 
-    def __init__(self, pages: Addresses, references: Addresses) -> None:
-        """Trains on sample pages; references has 0 for a page that will be encoded alone."""
-        self._model = _made(
-            lib.de_dense_model_train,
-            lib.de_dense_model_free,
-            "de_dense_model",
-            "training the dense model",
-            as_addresses(pages),
-            as_addresses(references),
-            len(pages),
-        )
-        self.bytes: int = lib.de_dense_model_bytes(self._model)
+    def __init__(self, counts: DenseCounts | None = None) -> None:
+        """The model that fits `counts`, or the default model, which training starts from."""
+        doing = "making a dense model"
+        free = lib.de_dense_model_free
+        if counts is None:
+            self.handle = _made(lib.de_dense_model_default, free, "de_dense_model", doing)
+        else:
+            self.handle = _made(lib.de_dense_model_make, free, "de_dense_model", doing, counts.handle)
+        self.bytes: int = lib.de_dense_model_bytes(self.handle)
 
     def save(self) -> bytes:
         out = ffi.new("uint8_t[]", lib.DE_DENSE_MODEL_MAX_BYTES)
-        return bytes(ffi.buffer(out, lib.de_dense_model_save(self._model, out)))
+        return bytes(ffi.buffer(out, lib.de_dense_model_save(self.handle, out)))
+
+
+class DenseCounter:
+    """Scratch memory for counting, for one thread."""
+
+    def __init__(self) -> None:
+        self._encoder = _made(
+            lib.de_dense_encoder_create, lib.de_dense_encoder_free, "de_dense_encoder", "counting symbols"
+        )
+
+    def count(self, model: DenseModel, pages: Addresses, references: Addresses) -> DenseCounts:
+        """The symbols that the model's codes choose for n pages; references has 0 for a page without one."""
+        counts = DenseCounts()
+        lib.de_dense_count(
+            self._encoder, model.handle, as_addresses(pages), as_addresses(references), len(pages), counts.handle
+        )
+        return counts
 
 
 @dataclass(frozen=True)
@@ -314,7 +339,7 @@ class PageEncoder:
                 "reference_bytes": options.reference_bytes,
                 "patch_limit": options.patch_limit,
                 "patch_first": options.patch_first,
-                "model": options.model._model if options.model else ffi.NULL,
+                "model": options.model.handle if options.model else ffi.NULL,
             },
         )
         status = lib.de_encode_batch(

@@ -142,6 +142,11 @@ size_t de_dense_encode(struct de_dense_encoder *encoder, const struct de_dense_m
     return bytes;
 }
 
+struct dense_parser *dense_encoder_parser(struct de_dense_encoder *encoder)
+{
+    return &encoder->parser;
+}
+
 int de_dense_encoder_create(struct de_dense_encoder **encoder)
 {
     *encoder = malloc(sizeof(**encoder));

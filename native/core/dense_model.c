@@ -97,7 +97,7 @@ bool dense_model_derive(struct de_dense_model *model)
     return true;
 }
 
-int dense_model_build(const struct dense_counts *counts, const uint8_t contexts[256],
+int dense_model_build(const struct de_dense_counts *counts, const uint8_t contexts[256],
                       struct de_dense_model **model)
 {
     struct de_dense_model *made = calloc(1, sizeof(*made));

@@ -9,7 +9,7 @@
 #include "dense_format.h"
 
 /** How often each symbol was used; literals by the previous literal itself, not yet by context. */
-struct dense_counts {
+struct de_dense_counts {
     uint32_t literal[256][LITERAL_SYMBOLS];
     uint32_t sequence[SEQUENCE_CONTEXTS][SEQUENCE_SYMBOLS];
     uint32_t length[LENGTH_CONTEXTS][LENGTH_SYMBOLS];
@@ -19,7 +19,7 @@ struct dense_counts {
 void dense_cluster_literals(const uint32_t counts[256][LITERAL_SYMBOLS], uint8_t contexts[256]);
 
 /** A model from counts. DE_OK or DE_NO_MEMORY. */
-int dense_model_build(const struct dense_counts *counts, const uint8_t contexts[256],
+int dense_model_build(const struct de_dense_counts *counts, const uint8_t contexts[256],
                       struct de_dense_model **model);
 
 /** Derive codes, prices and decoding tables from model->bits and model->literal_context. False: not complete

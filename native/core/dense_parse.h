@@ -64,4 +64,7 @@ _Static_assert(1 + DE_PAGE_SIZE * OFFERS_PER_POSITION <= UINT16_MAX, "an offer's
 void dense_parse(struct dense_parser *parser, const struct de_dense_model *model, const uint8_t *page,
                  const uint8_t *reference);
 
+/** The parser inside an encoder's scratch memory. */
+struct dense_parser *dense_encoder_parser(struct de_dense_encoder *encoder);
+
 #endif

@@ -9,7 +9,6 @@
 #include <stdlib.h>
 
 enum {
-    TRAINING_ROUNDS = 3,
     CLUSTER_ROUNDS = 6,
 };
 
@@ -61,7 +60,8 @@ void dense_cluster_literals(const uint32_t counts[256][LITERAL_SYMBOLS], uint8_t
     }
 }
 
-static void count_symbols(const struct dense_parser *parser, const uint8_t *page, struct dense_counts *counts)
+static void count_symbols(const struct dense_parser *parser, const uint8_t *page,
+                          struct de_dense_counts *counts)
 {
     uint32_t position = 0, context = 0;
     uint8_t last = 0;
@@ -85,7 +85,7 @@ static void count_symbols(const struct dense_parser *parser, const uint8_t *page
 
 int de_dense_model_default(struct de_dense_model **model)
 {
-    struct dense_counts *counts = calloc(1, sizeof(*counts));
+    struct de_dense_counts *counts = calloc(1, sizeof(*counts));
     if (!counts)
         return DE_NO_MEMORY;
     /* Short runs, short lengths and repeated distances are likelier than others; any literal after any. */
@@ -103,18 +103,51 @@ int de_dense_model_default(struct de_dense_model **model)
     return status;
 }
 
-static int train_round(struct dense_parser *parser, struct dense_counts *counts, const uint8_t *const *pages,
-                       const uint8_t *const *references, size_t count, struct de_dense_model **model)
+int de_dense_counts_create(struct de_dense_counts **counts)
 {
-    memset(counts, 0, sizeof(*counts));
+    *counts = calloc(1, sizeof(**counts));
+    return *counts ? DE_OK : DE_NO_MEMORY;
+}
+
+void de_dense_counts_free(struct de_dense_counts *counts)
+{
+    free(counts);
+}
+
+void de_dense_counts_add(struct de_dense_counts *counts, const struct de_dense_counts *more)
+{
+    uint32_t *sums = (uint32_t *)counts;
+    const uint32_t *terms = (const uint32_t *)more;
+    for (size_t i = 0; i < sizeof(*counts) / sizeof(*sums); i++)
+        sums[i] += terms[i];
+}
+
+void de_dense_count(struct de_dense_encoder *encoder, const struct de_dense_model *model,
+                    const uint8_t *const *pages, const uint8_t *const *references, size_t count,
+                    struct de_dense_counts *counts)
+{
+    struct dense_parser *parser = dense_encoder_parser(encoder);
     for (size_t i = 0; i < count; i++) {
-        dense_parse(parser, *model, pages[i], references[i]);
+        dense_parse(parser, model, pages[i], references[i]);
         count_symbols(parser, pages[i], counts);
     }
+}
+
+int de_dense_model_make(const struct de_dense_counts *counts, struct de_dense_model **model)
+{
     uint8_t contexts[256];
     dense_cluster_literals(counts->literal, contexts);
+    return dense_model_build(counts, contexts, model);
+}
+
+static int train_round(struct de_dense_encoder *encoder, struct de_dense_counts *counts,
+                       const uint8_t *const *pages, const uint8_t *const *references, size_t count,
+                       struct de_dense_model **model)
+{
+    memset(counts, 0, sizeof(*counts));
+    de_dense_count(encoder, *model, pages, references, count, counts);
     struct de_dense_model *next;
-    int status = dense_model_build(counts, contexts, &next);
+    int status = de_dense_model_make(counts, &next);
     if (status != DE_OK)
         return status;
     de_dense_model_free(*model);
@@ -126,17 +159,17 @@ int de_dense_model_train(const uint8_t *const *pages, const uint8_t *const *refe
                          struct de_dense_model **model)
 {
     struct de_dense_model *current = NULL;
+    struct de_dense_encoder *encoder = NULL;
+    struct de_dense_counts *counts = NULL;
     int status = de_dense_model_default(&current);
-    if (status != DE_OK)
-        return status;
-    struct dense_parser *parser = malloc(sizeof(*parser));
-    struct dense_counts *counts = malloc(sizeof(*counts));
-    if (!parser || !counts)
-        status = DE_NO_MEMORY;
-    for (int round = 0; status == DE_OK && count > 0 && round < TRAINING_ROUNDS; round++)
-        status = train_round(parser, counts, pages, references, count, &current);
-    free(parser);
-    free(counts);
+    if (status == DE_OK)
+        status = de_dense_encoder_create(&encoder);
+    if (status == DE_OK)
+        status = de_dense_counts_create(&counts);
+    for (unsigned round = 0; status == DE_OK && count > 0 && round < DE_DENSE_TRAINING_ROUNDS; round++)
+        status = train_round(encoder, counts, pages, references, count, &current);
+    de_dense_encoder_free(encoder);
+    de_dense_counts_free(counts);
     if (status == DE_OK)
         *model = current;
     else

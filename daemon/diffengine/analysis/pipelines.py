@@ -20,8 +20,11 @@ from diffengine.errors import DiffengineError
 from diffengine.images import PAGE_BYTES, ImageSet
 from diffengine.native import (
     NONE,
+    TRAINING_ROUNDS,
     Addresses,
     Bytes,
+    DenseCounter,
+    DenseCounts,
     DenseModel,
     EncodedBatch,
     EncodeOptions,
@@ -43,6 +46,7 @@ from diffengine.native import (
 ENCODE_BATCH_PAGES = 256
 # A model is trained on every n-th page, for about this many.
 MODEL_SAMPLE_PAGES = 1500
+MODEL_PART_PAGES = 128
 # Bytes of the shift-tolerant detector's index per distinct page (similarity.h).
 SHIFT_INDEX_BYTES_PER_PAGE = 32
 SHIFT_MAX_DEPTH = 2
@@ -136,6 +140,16 @@ class Filled:
     patched: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """pages: in order. references: for each the page it may be patched against, or NONE; always an earlier one."""
+
+    pages: PageNumbers
+    references: PageNumbers
+    options: EncodeOptions
+    model_id: int
+
+
 @dataclass
 class _Tally:
     """Counts of objects, kept up batch by batch."""
@@ -208,17 +222,22 @@ class PipelineRun:
     def fill(self, store: Store) -> Filled:
         """Puts an object for every page that gets one into the store."""
         for group in self._scope.groups:
-            self._store_group(store, group)
+            plan = self.plan(store, group)
+            self.put(store, plan, np.ones(len(plan.pages), dtype=np.bool_))
+        return self.filled
+
+    @property
+    def filled(self) -> Filled:
         return Filled(self._ids, self._patched)
 
-    def _store_group(self, store: Store, group: Sequence[range]) -> None:
+    def plan(self, store: Store, group: Sequence[range]) -> Plan:
+        """Finds references for a group's pages, and what to encode with. Same-filled pages are put right away."""
         members = np.concatenate([self._members(part) for part in group])
         same_filled = self._census.kinds[members] == PageKind.SAME_FILLED
         self._put_same_filled(store, members[same_filled])
         plain = members[~same_filled]
         references = self._find_references(plain)
-        options, model_id = self._options(store, plain, references)
-        self._encode_and_put(store, plain, references, options, model_id)
+        return Plan(plain, references, *self._options(store, plain, references))
 
     def _members(self, part: range) -> PageNumbers:
         """The pages of a range that get an object of their own."""
@@ -311,26 +330,39 @@ class PipelineRun:
             codec = ENCODINGS[pipeline.codec]
             return EncodeOptions(codec, pipeline.patch_limit, pipeline.patch_first), NONE
         step = max(1, len(pages) // MODEL_SAMPLE_PAGES)
-
-        def train(sample: slice) -> DenseModel:
-            return DenseModel(self._images.addresses(pages[sample]), self._optional_addresses(references[sample]))
-
-        (model,) = self._workers.map(Stage.ENCODE, train, [slice(None, None, step)])
+        model = self._train(pages[::step], references[::step])
         return EncodeOptions(Encoding.DENSE, model=model), store.put_model(model)
 
-    def _encode_and_put(
-        self, store: Store, pages: PageNumbers, references: PageNumbers, options: EncodeOptions, model_id: int
-    ) -> None:
+    def _train(self, pages: PageNumbers, references: PageNumbers) -> DenseModel:
+        """A model for these pages. The sum of the parts' counts does not depend on how the sample is cut."""
+        addresses, reference_addresses = self._images.addresses(pages), self._optional_addresses(references)
+        parts = [slice(i, i + MODEL_PART_PAGES) for i in range(0, len(pages), MODEL_PART_PAGES)]
+        model = DenseModel()
+        for _ in range(TRAINING_ROUNDS if parts else 0):
+
+            def count(part: slice, current: DenseModel = model) -> DenseCounts:
+                return DenseCounter().count(current, addresses[part], reference_addresses[part])
+
+            total = DenseCounts()
+            for counts in self._workers.map(Stage.ENCODE, count, parts):
+                total.add(counts)
+            model = DenseModel(total)
+        return model
+
+    def put(self, store: Store, plan: Plan, chosen: NDArray[np.bool_]) -> None:
+        """Encodes and puts the chosen pages of a plan. What they refer to must be chosen too, or be there."""
+        pages, references = plan.pages[chosen], plan.references[chosen]
+
         def encode(part: slice) -> tuple[slice, EncodedBatch, NDArray[np.uint32]]:
             addresses = self._images.addresses(pages[part])
             with self._encoder() as encoder:
-                batch = encoder.encode(options, addresses, self._optional_addresses(references[part]))
+                batch = encoder.encode(plan.options, addresses, self._optional_addresses(references[part]))
             return part, batch, checksums(addresses)
 
         parts = [slice(i, i + ENCODE_BATCH_PAGES) for i in range(0, len(pages), ENCODE_BATCH_PAGES)]
         for part, batch, sums in self._workers.map(Stage.ENCODE, encode, parts):
             with self._workers.clock(Stage.ENCODE):
-                self._put(store, pages[part], references[part], batch, sums, model_id)
+                self._put(store, pages[part], references[part], batch, sums, plan.model_id)
             self._progress.advance(len(batch.sizes), len(batch.sizes) * ENCODE_COST[self._pipeline.codec])
 
     def _put(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.analysis.census import Census, Identical, find_identical, take_census
-from diffengine.analysis.pipelines import Codec, Detector, Filled, Pipeline, PipelineRun, Scope, most_store_bytes
+from diffengine.analysis.pipelines import Codec, Detector, Filled, Pipeline, PipelineRun, Plan, Scope, most_store_bytes
 from diffengine.analysis.workers import Silent, Workers
 from diffengine.errors import DiffengineError
 from diffengine.hypervisor.embedded import Guest, GuestResult, Machine, Pager, PagerStatistics, Proposal
@@ -106,15 +106,15 @@ class Demo:
         yield self._step("share identical pages", results)
 
         run = PipelineRun(BEST, Scope("demo", groups, identical), self._images, census, seed, workers, 2, Silent())
-        filled = run.fill(self._store)
-        alone = pages_alone(self._images.pages, sources, clients)
-        yield self._step("patch similar pages", self._evict(alone[filled.patched[alone]], filled))
-        others = alone[~filled.patched[alone]]
-        results = self._evict(others, filled)
-        # From here on, the page table's references are what keeps objects: those of pages not evicted go.
-        self._store.release(filled.ids)
-        self._store.compact()
-        yield self._step("compress the others", results)
+        plan = run.plan(self._store, groups[0])
+        alone = pages_alone(self._images.pages, sources, clients)[plan.pages]
+        similar = with_references(plan, (plan.references != NONE) & alone)
+        for name, chosen in (("patch similar pages", similar), ("compress the others", alone & ~similar)):
+            run.put(self._store, plan, chosen)
+            results = self._evict(plan.pages[chosen & alone], run.filled)
+            yield self._step(name, results)
+        # The page table has references of its own now; objects of pages that were not evicted go.
+        self._store.release(run.filled.ids)
 
     def _evict(self, pages: PageNumbers, filled: Filled) -> NDArray[np.int32]:
         return self._pager.evict(self._domids[pages], self._gfns[pages], filled.ids[pages])
@@ -180,12 +180,23 @@ def sharing_pairs(census: Census, identical: Identical) -> tuple[PageNumbers, Pa
     return order[source_place[is_client]], order[is_client]
 
 
-def pages_alone(pages: int, sources: PageNumbers, clients: PageNumbers) -> PageNumbers:
-    """The pages that take no part in sharing."""
+def with_references(plan: Plan, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The chosen pages of a plan and all that they refer to, directly or not."""
+    while True:
+        needed = plan.references[chosen & (plan.references != NONE)]
+        more = chosen.copy()
+        more[np.searchsorted(plan.pages, needed)] = True
+        if (more == chosen).all():
+            return chosen
+        chosen = more
+
+
+def pages_alone(pages: int, sources: PageNumbers, clients: PageNumbers) -> NDArray[np.bool_]:
+    """By page number: does it take no part in sharing."""
     alone = np.ones(pages, dtype=np.bool_)
     alone[sources] = False
     alone[clients] = False
-    return np.flatnonzero(alone).astype(np.uint32)
+    return alone
 
 
 def resident_bytes() -> int:

@@ -26,8 +26,39 @@ struct de_dense_model;
 /** A model for pages nothing is known about: the start of training. DE_OK or DE_NO_MEMORY. */
 int de_dense_model_default(struct de_dense_model **model);
 
+/** Scratch memory for encoding; belongs to one thread. */
+struct de_dense_encoder;
+
+int de_dense_encoder_create(struct de_dense_encoder **encoder);
+void de_dense_encoder_free(struct de_dense_encoder *encoder);
+
+/** How often each symbol is used on some pages: what a model is made from. About 280 KiB; belongs to one
+ * thread. */
+struct de_dense_counts;
+
+int de_dense_counts_create(struct de_dense_counts **counts);
+void de_dense_counts_free(struct de_dense_counts *counts);
+
 /**
- * Train a model on sample pages.
+ * Count the symbols that @p model's codes would choose for @p count pages, on top of what is in @p counts.
+ * @param references One per page; NULL for a page that will be encoded alone.
+ */
+void de_dense_count(struct de_dense_encoder *encoder, const struct de_dense_model *model,
+                    const uint8_t *const *pages, const uint8_t *const *references, size_t count,
+                    struct de_dense_counts *counts);
+
+/** Add @p more to @p counts: threads count parts of a sample, in any order. */
+void de_dense_counts_add(struct de_dense_counts *counts, const struct de_dense_counts *more);
+
+/** A model whose codes fit @p counts. DE_OK or DE_NO_MEMORY. */
+int de_dense_model_make(const struct de_dense_counts *counts, struct de_dense_model **model);
+
+/** How often counting and making again still gains: codes change what is chosen, which changes the codes. */
+#define DE_DENSE_TRAINING_ROUNDS 3u
+
+/**
+ * Train a model on sample pages in one go, on this thread: DE_DENSE_TRAINING_ROUNDS rounds from the default
+ * model.
  * @param references One per page; NULL for a page that will be encoded alone.
  * @param count      Some 2,000 pages are enough; 0 gives a copy of the default model.
  * @return DE_OK or DE_NO_MEMORY. The result depends on nothing but the arguments.
@@ -45,12 +76,6 @@ void de_dense_model_free(struct de_dense_model *model);
 
 /** Memory of the tables decoding needs. */
 size_t de_dense_model_bytes(const struct de_dense_model *model);
-
-/** Scratch memory for encoding; belongs to one thread. */
-struct de_dense_encoder;
-
-int de_dense_encoder_create(struct de_dense_encoder **encoder);
-void de_dense_encoder_free(struct de_dense_encoder *encoder);
 
 /**
  * Encode one page.
