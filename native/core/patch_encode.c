@@ -31,7 +31,7 @@ enum {
 
     SAMPLES = 32,
     SAMPLE_HASH_BITS = 8,
-    RELOCATION_MIN_USES = 4, /* of the samples: one costs some eight bytes, and time */
+    RELOCATION_MIN_USES = 5, /* of the samples: one costs some eight bytes, and time */
     MAX_STEPS = 255,
     MAX_SKIPS = DE_PAGE_SIZE / PATCH_SKIP, /* before one step */
 
@@ -341,7 +341,7 @@ static void undo_relocations(struct de_patch_encoder *encoder)
 {
     list_differences(encoder);
     encoder->relocation_count = 0;
-    if (encoder->differences.count < RELOCATION_MIN_USES)
+    if (encoder->differences.count < 2 * RELOCATION_MIN_USES)
         return;
     choose_relocations(encoder);
     for (unsigned i = 0; i < encoder->relocation_count; i++)
@@ -372,15 +372,18 @@ static unsigned list_edges(struct de_patch_encoder *encoder)
 {
     const uint64_t *differs = encoder->differs + BEFORE_MAP;
     unsigned count = 0;
+    uint64_t edges[MAP_WORDS];
+    for (size_t i = 0; i < MAP_WORDS; i++) { /* for the compiler to make vectors of */
+        const uint64_t *word = differs + i;
+        uint64_t before = widened(word[-2], word[-1]), wide = widened(word[-1], word[0]);
+        uint64_t runs = narrowed(wide, widened(word[0], word[1]));
+        edges[i] = runs ^ (runs << 1 | narrowed(before, wide) >> 63);
+    }
     /* A run may end with its word: then the edge is in the next. */
     for (uint64_t words = encoder->differing_words | encoder->differing_words << 1; words;
          words &= words - 1) {
         size_t i = (size_t)__builtin_ctzll(words);
-        const uint64_t *word = differs + i;
-        uint64_t wide_before = widened(word[-2], word[-1]), wide = widened(word[-1], word[0]);
-        uint64_t runs = narrowed(wide, widened(word[0], word[1]));
-        uint64_t before = narrowed(wide_before, wide) >> 63;
-        count = list_bits(runs ^ (runs << 1 | before), 64 * i, encoder->edges, count);
+        count = list_bits(edges[i], 64 * i, encoder->edges, count);
     }
     encoder->edges[count] = DE_PAGE_SIZE;
     encoder->edges[count + 1] = DE_PAGE_SIZE;

@@ -7,9 +7,9 @@
  * distinct non-zero pages of the images in order; two 64-byte blocks at aligned offsets drawn from the seed,
  * without those of one repeated byte; a page whose key an earlier page has gets that page as its reference.
  *
- * Codecs take turns at each pair (encoding) or batch of pairs (decoding); a pass is all pairs, and the median
- * pass counts. Loading a reference is timed apart. -c: decode from cold memory instead, each codec over all
- * pairs in turn. One line of JSON; exit 1 on bad use, or if a codec does not give back a page.
+ * Codecs take turns at batches of 64 pairs; of each batch, the median pass counts, so that what else the
+ * machine does weighs little. Loading a reference is timed apart. -c: cold memory, each codec over all pairs
+ * in turn. One line of JSON; exit 1 on bad use, or if a codec does not give back a page.
  *
  * xdelta3 (GPL, not ours) is compiled in with: -DWITH_XDELTA3 -isystem DIRECTORY_OF_XDELTA3_C
  * LZ4 must be linked statically (-l:liblz4.a): attaching a dictionary is not among the shared library's
@@ -45,7 +45,6 @@ enum {
     BLOCK = 64,
     BATCH = 64,
     MAX_PASSES = 101,
-    XDELTA3_PASSES = 3, /* it takes thirty times as long */
     ROOM = 2 * DE_PAGE_SIZE,
 };
 
@@ -74,6 +73,10 @@ typedef size_t encode_function(struct codec *codec, const struct pair *pair, uin
 typedef bool decode_function(struct codec *codec, const struct pair *pair, const uint8_t *bytes, size_t count,
                              uint8_t *page);
 
+struct times {
+    double load_ns, encode_ns, decode_ns;
+};
+
 struct codec {
     const char *name;
     load_function *load;
@@ -85,7 +88,7 @@ struct codec {
     uint8_t *encoded; /* all pairs' */
     uint32_t *sizes;
     uint64_t total;
-    double load_ns[MAX_PASSES], encode_ns[MAX_PASSES], decode_ns[MAX_PASSES];
+    struct times *times; /* [batch][pass] */
 };
 
 static void die(const char *what, const char *name)
@@ -273,8 +276,8 @@ static void touch(const struct pair *pair)
         sink = (uint8_t)(sink + pair->reference[i] + pair->page[i]);
 }
 
-static void encode_some(struct codec *codec, const struct pairs *pairs, unsigned pass, size_t first,
-                        size_t end)
+static void encode_some(struct codec *codec, const struct pairs *pairs, size_t first, size_t end,
+                        struct times *times)
 {
     for (size_t i = first; i < end; i++) {
         touch(&pairs->pairs[i]);
@@ -283,8 +286,8 @@ static void encode_some(struct codec *codec, const struct pairs *pairs, unsigned
         double loaded = now_ns();
         size_t count = codec->encode(codec, &pairs->pairs[i], codec->encoded + i * ROOM);
         double encoded = now_ns();
-        codec->load_ns[pass] += loaded - begin;
-        codec->encode_ns[pass] += encoded - loaded;
+        times->load_ns += loaded - begin;
+        times->encode_ns += encoded - loaded;
         codec->sizes[i] = (uint32_t)count;
     }
 }
@@ -309,10 +312,11 @@ static void run_pass(struct codec *codecs, unsigned codec_count, const struct pa
             struct codec *codec = &codecs[(turn + pass) % codec_count];
             if (pass >= codec->passes)
                 continue;
-            encode_some(codec, pairs, pass, first, end);
+            struct times *times = &codec->times[first / batch * MAX_PASSES + pass];
+            encode_some(codec, pairs, first, end, times);
             if (batch == BATCH)
                 decode_some(codec, pairs, first, end); /* warm */
-            codec->decode_ns[pass] += decode_some(codec, pairs, first, end);
+            times->decode_ns = decode_some(codec, pairs, first, end);
         }
     }
 }
@@ -336,30 +340,40 @@ static int compare_doubles(const void *left, const void *right)
     return (a > b) - (a < b);
 }
 
-static double median(double *values, unsigned count)
+/* The sum over batches of the median pass of a field of the times. */
+static double total_ns(const struct codec *codec, size_t batches, size_t field)
 {
-    qsort(values, count, sizeof *values, compare_doubles);
-    return values[count / 2];
+    double total = 0, values[MAX_PASSES];
+    for (size_t i = 0; i < batches; i++) {
+        for (unsigned pass = 0; pass < codec->passes; pass++)
+            memcpy(&values[pass], (const char *)&codec->times[i * MAX_PASSES + pass] + field, sizeof *values);
+        qsort(values, codec->passes, sizeof *values, compare_doubles);
+        total += values[codec->passes / 2];
+    }
+    return total;
 }
 
 struct result {
     double bytes, load, encode, decode;
 };
 
-static struct result summarize(struct codec *codec, size_t pairs)
+static struct result summarize(const struct codec *codec, size_t pairs, size_t batches)
 {
     double n = (double)pairs;
-    return (struct result){(double)codec->total / n, median(codec->load_ns, codec->passes) / n,
-                           median(codec->encode_ns, codec->passes) / n,
-                           median(codec->decode_ns, codec->passes) / n};
+    return (struct result){(double)codec->total / n,
+                           total_ns(codec, batches, offsetof(struct times, load_ns)) / n,
+                           total_ns(codec, batches, offsetof(struct times, encode_ns)) / n,
+                           total_ns(codec, batches, offsetof(struct times, decode_ns)) / n};
 }
 
-static void print_results(struct codec *codecs, unsigned codec_count, const struct pairs *pairs)
+static void print_results(const struct codec *codecs, unsigned codec_count, const struct pairs *pairs,
+                          size_t batch)
 {
-    struct result ours = summarize(&codecs[0], pairs->count);
+    size_t batches = (pairs->count + batch - 1) / batch;
+    struct result ours = summarize(&codecs[0], pairs->count, batches);
     printf("{\"distinct\": %zu, \"pairs\": %zu", pairs->distinct, pairs->count);
     for (unsigned k = 0; k < codec_count; k++) {
-        struct result result = k ? summarize(&codecs[k], pairs->count) : ours;
+        struct result result = k ? summarize(&codecs[k], pairs->count, batches) : ours;
         printf(
             ", \"%s\": {\"mean_bytes\": %.1f, \"load_ns\": %.0f, \"encode_ns\": %.0f, \"decode_ns\": %.0f}",
             codecs[k].name, result.bytes, result.load, result.encode, result.decode);
@@ -375,6 +389,7 @@ static void prepare(struct codec *codec, size_t pairs)
     codec->encoded = must(malloc(pairs * ROOM));
     memset(codec->encoded, 0, pairs * ROOM);
     codec->sizes = must(calloc(pairs, sizeof *codec->sizes));
+    codec->times = must(calloc((pairs / BATCH + 1) * MAX_PASSES, sizeof *codec->times));
     codec->dictionary = must(LZ4_createStream());
     codec->stream = must(LZ4_createStream());
     if (de_patch_encoder_create(&codec->encoder) != DE_OK)
@@ -385,6 +400,7 @@ static void release(struct codec *codec)
 {
     free(codec->encoded);
     free(codec->sizes);
+    free(codec->times);
     LZ4_freeStream(codec->dictionary);
     LZ4_freeStream(codec->stream);
     de_patch_encoder_free(codec->encoder);
@@ -422,17 +438,18 @@ int main(int argc, char **argv)
          .load = load_xdelta3,
          .encode = encode_xdelta3,
          .decode = decode_xdelta3,
-         .passes = passes < XDELTA3_PASSES ? passes : XDELTA3_PASSES},
+         .passes = passes},
 #endif
     };
     const unsigned codec_count = sizeof codecs / sizeof *codecs;
     for (unsigned k = 0; k < codec_count; k++)
         prepare(&codecs[k], pairs.count);
+    const size_t batch = cold ? pairs.count : BATCH;
     for (unsigned pass = 0; pass < passes; pass++)
-        run_pass(codecs, codec_count, &pairs, pass, cold ? pairs.count : BATCH);
+        run_pass(codecs, codec_count, &pairs, pass, batch);
     for (unsigned k = 0; k < codec_count; k++)
         verify(&codecs[k], &pairs);
-    print_results(codecs, codec_count, &pairs);
+    print_results(codecs, codec_count, &pairs, batch);
     for (unsigned k = 0; k < codec_count; k++)
         release(&codecs[k]);
     free(pairs.pairs);
