@@ -1,2 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Being here makes the modules of this directory importable from the tests below it."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import settings
+
+# Time limits per example fail by chance on a busy machine.
+settings.register_profile("diffengine", deadline=None, print_blob=True)
+settings.load_profile("diffengine")
+
+SAMPLES = Path(__file__).parent / "images" / "small.tar.zst"
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real guest memory by name (images/README.md), unpacked once for each test process."""
+    directory = tmp_path_factory.mktemp("samples")
+    with (
+        SAMPLES.open("rb") as packed,
+        zstandard.ZstdDecompressor().stream_reader(packed) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as archive,
+    ):
+        archive.extractall(directory, filter="data")
+    return {path.stem: path for path in sorted(directory.rglob("*.raw"))}
