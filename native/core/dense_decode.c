@@ -81,8 +81,7 @@ static bool decode_literals(const struct de_dense_model *model, const uint8_t *s
     const uint16_t *tables = &model->literal_decode[0][0];
     struct bit_reader front = {.next = start}, back = {.next = end};
     uint32_t half = (count + 1) / 2, pairs = count / 2;
-    uint32_t front_context = (uint32_t)model->literal_context[0] << LITERAL_BITS,
-             back_context = front_context;
+    uint32_t front_context = dense_first_context(model) << LITERAL_BITS, back_context = front_context;
     uint8_t *second = literals + half;
     uint32_t i = 0;
     for (; i + LITERALS_PER_REFILL <= pairs; i += LITERALS_PER_REFILL) {

@@ -64,11 +64,11 @@ static size_t write_literals(const struct de_dense_model *model, const uint8_t *
                              uint8_t *out)
 {
     struct bit_writer writer = writer_at(out);
-    uint32_t context = model->literal_context[0];
+    uint32_t context = dense_first_context(model);
     for (size_t i = 0; i < count; i++) {
         put_bits(&writer, model->codes.literal[context][literals[i]],
                  model->bits.literal[context][literals[i]]);
-        context = model->literal_context[literals[i]];
+        context = model->literal_next[context][literals[i]];
     }
     return finish(&writer);
 }

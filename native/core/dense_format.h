@@ -9,7 +9,9 @@
  *   - one code for the copy's length, in a context of (what sort of kind, position modulo 8): structures in
  * memory are made of words, so where a copy starts in its word says a lot about where it ends;
  *   - extra bits of run, distance and length.
- * Literals have a code chosen by the previous literal, through a map of 256 values to 16 contexts.
+ * Literals have 16 codes, chosen by a state machine: a context and a literal in it give the next one's
+ * context. It is trained to tell apart what differs most in what follows, so a context may stand for the last
+ * two or three literals; to a decoder it costs no more than one made of the last literal alone.
  */
 #ifndef DIFFENGINE_DENSE_FORMAT_H
 #define DIFFENGINE_DENSE_FORMAT_H
@@ -79,9 +81,9 @@ struct length_tables {
  *   length    code bits 0-3, all bits including extras 4-8, symbol 9-14
  */
 struct de_dense_model {
-    uint8_t literal_context[256]; /* previous literal -> context */
-    struct length_tables bits;    /* every code's length: what is saved */
-    struct code_tables codes;     /* bit-reversed, to be written least significant bit first */
+    uint8_t literal_next[LITERAL_CONTEXTS][LITERAL_SYMBOLS]; /* context, literal in it -> the next one's */
+    struct length_tables bits;                               /* every code's length: what is saved */
+    struct code_tables codes; /* bit-reversed, to be written least significant bit first */
     /* For the parser: expected bits of a run, kind unknown; bits of the lengths that have a symbol each. */
     uint32_t run_price[DE_PAGE_SIZE + 1];
     uint16_t length_price[LENGTH_CONTEXTS][LENGTH_DIRECT];
@@ -89,6 +91,12 @@ struct de_dense_model {
     uint32_t sequence_decode[SEQUENCE_CONTEXTS][1 << SEQUENCE_BITS];
     uint16_t length_decode[LENGTH_CONTEXTS][1 << LENGTH_BITS];
 };
+
+/** The context of a stream's first literal: as if a 0 in context 0 came before. */
+static inline uint32_t dense_first_context(const struct de_dense_model *model)
+{
+    return model->literal_next[0][0];
+}
 
 /** The repeated distances at a page's start: the same offset in the reference, the next word, two words. */
 static inline void dense_first_repeats(bool has_reference, uint32_t repeats[REPEATS])

@@ -22,7 +22,7 @@ static bool derive_literals(struct de_dense_model *model)
             return false;
         for (uint32_t symbol = 0; symbol < LITERAL_SYMBOLS; symbol++) {
             uint32_t entry =
-                symbol | (uint32_t)bits[symbol] << 8 | (uint32_t)model->literal_context[symbol] << 12;
+                symbol | (uint32_t)bits[symbol] << 8 | (uint32_t)model->literal_next[context][symbol] << 12;
             FILL_TABLE(model->literal_decode[context], LITERAL_BITS, codes[symbol], bits[symbol],
                        (uint16_t)entry);
         }
@@ -97,7 +97,7 @@ bool dense_model_derive(struct de_dense_model *model)
     return true;
 }
 
-int dense_model_build(const struct de_dense_counts *counts, const uint8_t contexts[256],
+int dense_model_build(const struct de_dense_counts *counts, const uint8_t next[LITERAL_PAIRS],
                       struct de_dense_model **model)
 {
     struct de_dense_model *made = calloc(1, sizeof(*made));
@@ -107,10 +107,10 @@ int dense_model_build(const struct de_dense_counts *counts, const uint8_t contex
         free(literals);
         return DE_NO_MEMORY;
     }
-    memcpy(made->literal_context, contexts, 256);
-    for (int previous = 0; previous < 256; previous++)
+    memcpy(made->literal_next, next, LITERAL_PAIRS);
+    for (int pair = 0; pair < LITERAL_PAIRS; pair++)
         for (int symbol = 0; symbol < LITERAL_SYMBOLS; symbol++)
-            literals[contexts[previous]][symbol] += counts->literal[previous][symbol];
+            literals[next[pair]][symbol] += counts->literal[pair][symbol];
     for (int i = 0; i < LITERAL_CONTEXTS; i++)
         huffman_lengths(literals[i], LITERAL_SYMBOLS, LITERAL_BITS, made->bits.literal[i]);
     for (int i = 0; i < SEQUENCE_CONTEXTS; i++)
@@ -123,8 +123,8 @@ int dense_model_build(const struct de_dense_counts *counts, const uint8_t contex
     return DE_OK;
 }
 
-/* A saved model: version byte, 128 bytes of contexts, then all code lengths; two values to a byte, low half
- * first. */
+/* A saved model: version byte, the literals' next contexts, then all code lengths; two values to a byte, low
+ * half first. */
 
 static size_t save_nibbles(const uint8_t *values, size_t count, uint8_t *out)
 {
@@ -142,7 +142,8 @@ static void load_nibbles(const uint8_t *in, size_t count, uint8_t *values)
 }
 
 enum {
-    SAVED_BYTES = 1 + 128 + sizeof(struct length_tables) / 2,
+    SAVED_NEXT_BYTES = LITERAL_PAIRS / 2,
+    SAVED_BYTES = 1 + SAVED_NEXT_BYTES + sizeof(struct length_tables) / 2,
 };
 _Static_assert(SAVED_BYTES <= DE_DENSE_MODEL_MAX_BYTES, "a saved model fits its documented limit");
 
@@ -150,7 +151,7 @@ size_t de_dense_model_save(const struct de_dense_model *model, uint8_t *out)
 {
     *out = DENSE_VERSION;
     size_t used = 1;
-    used += save_nibbles(model->literal_context, 256, out + used);
+    used += save_nibbles(&model->literal_next[0][0], LITERAL_PAIRS, out + used);
     used += save_nibbles((const uint8_t *)&model->bits, sizeof(model->bits), out + used);
     return used;
 }
@@ -162,8 +163,8 @@ int de_dense_model_load(const uint8_t *untrusted_bytes, size_t count, struct de_
     struct de_dense_model *made = calloc(1, sizeof(*made));
     if (!made)
         return DE_NO_MEMORY;
-    load_nibbles(untrusted_bytes + 1, 256, made->literal_context);
-    load_nibbles(untrusted_bytes + 129, sizeof(made->bits), (uint8_t *)&made->bits);
+    load_nibbles(untrusted_bytes + 1, LITERAL_PAIRS, &made->literal_next[0][0]);
+    load_nibbles(untrusted_bytes + 1 + SAVED_NEXT_BYTES, sizeof(made->bits), (uint8_t *)&made->bits);
     if (!dense_model_derive(made)) {
         free(made);
         return DE_CORRUPT;

@@ -8,21 +8,31 @@
 
 #include "dense_format.h"
 
-/** How often each symbol was used; literals by the previous literal itself, not yet by context. */
-struct de_dense_counts {
-    uint32_t literal[256][LITERAL_SYMBOLS];
-    uint32_t sequence[SEQUENCE_CONTEXTS][SEQUENCE_SYMBOLS];
-    uint32_t length[LENGTH_CONTEXTS][LENGTH_SYMBOLS];
+enum {
+    LITERAL_PAIRS = LITERAL_CONTEXTS * LITERAL_SYMBOLS, /* context * LITERAL_SYMBOLS + literal */
 };
 
-/** Group the 256 previous literals into LITERAL_CONTEXTS whose next literals are alike. */
-void dense_cluster_literals(const uint32_t counts[256][LITERAL_SYMBOLS], uint8_t contexts[256]);
+/** How often each symbol was used; literals by the previous one's context and value. */
+struct de_dense_counts {
+    uint32_t literal[LITERAL_PAIRS][LITERAL_SYMBOLS];
+    uint32_t sequence[SEQUENCE_CONTEXTS][SEQUENCE_SYMBOLS];
+    uint32_t length[LENGTH_CONTEXTS][LENGTH_SYMBOLS];
+    uint32_t pages;
+    uint8_t literal_next[LITERAL_PAIRS]; /* the contexts' meaning: of the model that was counted with */
+};
+
+/**
+ * Group the pairs of a context and a literal in it into LITERAL_CONTEXTS whose next literals are alike.
+ * @param[in,out] next Each pair's context: the grouping to start from, then the better one.
+ */
+void dense_cluster_literals(const uint32_t counts[LITERAL_PAIRS][LITERAL_SYMBOLS],
+                            uint8_t next[LITERAL_PAIRS]);
 
 /** A model from counts. DE_OK or DE_NO_MEMORY. */
-int dense_model_build(const struct de_dense_counts *counts, const uint8_t contexts[256],
+int dense_model_build(const struct de_dense_counts *counts, const uint8_t next[LITERAL_PAIRS],
                       struct de_dense_model **model);
 
-/** Derive codes, prices and decoding tables from model->bits and model->literal_context. False: not complete
+/** Derive codes, prices and decoding tables from model->bits and model->literal_next. False: not complete
  * codes. */
 bool dense_model_derive(struct de_dense_model *model);
 

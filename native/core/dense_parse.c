@@ -159,8 +159,7 @@ static inline void offer_literal(const struct search *search, uint32_t position)
     const struct parse_node *node = &parser->nodes[position];
     const struct de_dense_model *model = search->model;
     uint8_t literal = parser->window[search->base + position];
-    uint32_t cost = parser->costs[position] +
-                    model->bits.literal[model->literal_context[node->last_literal]][literal] +
+    uint32_t cost = parser->costs[position] + model->bits.literal[node->literal_context][literal] +
                     model->run_price[node->run + 1] - model->run_price[node->run];
     if (cost < parser->costs[position + 1]) {
         parser->costs[position + 1] = (uint16_t)cost;
@@ -177,7 +176,8 @@ static inline void settle(const struct search *search, uint32_t position)
     if (arrival == BY_LITERAL) {
         *node = node[-1];
         node->run++;
-        node->last_literal = parser->window[search->base + position - 1];
+        uint8_t literal = parser->window[search->base + position - 1];
+        node->literal_context = search->model->literal_next[node->literal_context][literal];
         return;
     }
     const struct parse_offer *offer = &parser->offers[arrival];
@@ -188,7 +188,7 @@ static inline void settle(const struct search *search, uint32_t position)
     node->repeats[1] = slot == 0 ? from->repeats[1] : from->repeats[0];
     node->repeats[2] = slot <= 1 ? from->repeats[2] : from->repeats[1];
     node->context = offer->kind < REPEATS;
-    node->last_literal = from->last_literal;
+    node->literal_context = from->literal_context;
 }
 
 /** Copies from the distances of recent copies. @return the longest. */
@@ -309,7 +309,7 @@ static void begin(const struct search *search, bool has_reference)
     parser->offer_count = BY_LITERAL + 1;
     uint32_t repeats[REPEATS];
     dense_first_repeats(has_reference, repeats);
-    parser->nodes[0] = (struct parse_node){.run = 0};
+    parser->nodes[0] = (struct parse_node){.literal_context = (uint8_t)dense_first_context(search->model)};
     for (int i = 0; i < REPEATS; i++)
         parser->nodes[0].repeats[i] = (uint16_t)repeats[i];
 }

@@ -29,8 +29,8 @@ enum {
 struct parse_node {
     uint16_t run; /* literals since the last copy */
     uint16_t repeats[REPEATS];
-    uint8_t context;      /* the next sequence's: was the last copy's distance a repeated one */
-    uint8_t last_literal; /* context of the next one */
+    uint8_t context;         /* the next sequence's: was the last copy's distance a repeated one */
+    uint8_t literal_context; /* the next literal's */
 };
 
 /** A copy that was considered: it may end at many positions. */

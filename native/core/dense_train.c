@@ -12,15 +12,33 @@ enum {
     CLUSTER_ROUNDS = 6,
 };
 
-/** Bits of coding @p counts with each context's code: what clustering minimises. */
-static int cheapest_context(const uint32_t counts[LITERAL_SYMBOLS], double bits[][LITERAL_SYMBOLS])
+/** What followed one pair: few values, mostly. */
+struct followers {
+    uint32_t count;
+    uint8_t values[LITERAL_SYMBOLS];
+    uint32_t times[LITERAL_SYMBOLS];
+};
+
+static void list_followers(const uint32_t counts[LITERAL_SYMBOLS], struct followers *followers)
 {
-    int best = 0;
+    followers->count = 0;
+    for (int value = 0; value < LITERAL_SYMBOLS; value++) {
+        if (counts[value] == 0)
+            continue;
+        followers->values[followers->count] = (uint8_t)value;
+        followers->times[followers->count++] = counts[value];
+    }
+}
+
+/** The context in whose code @p followers take fewest bits: what clustering minimises. */
+static uint8_t cheapest_context(const struct followers *followers, double bits[][LITERAL_SYMBOLS])
+{
+    uint8_t best = 0;
     double best_cost = INFINITY;
-    for (int context = 0; context < LITERAL_CONTEXTS; context++) {
+    for (uint8_t context = 0; context < LITERAL_CONTEXTS; context++) {
         double cost = 0;
-        for (int symbol = 0; symbol < LITERAL_SYMBOLS; symbol++)
-            cost += counts[symbol] * bits[context][symbol];
+        for (uint32_t i = 0; i < followers->count; i++)
+            cost += followers->times[i] * bits[context][followers->values[i]];
         if (cost < best_cost) {
             best_cost = cost;
             best = context;
@@ -29,49 +47,52 @@ static int cheapest_context(const uint32_t counts[LITERAL_SYMBOLS], double bits[
     return best;
 }
 
-static void measure_contexts(const uint32_t counts[256][LITERAL_SYMBOLS], const uint8_t contexts[256],
-                             double bits[][LITERAL_SYMBOLS])
+static void measure_contexts(const uint32_t counts[LITERAL_PAIRS][LITERAL_SYMBOLS],
+                             const uint8_t next[LITERAL_PAIRS], double bits[][LITERAL_SYMBOLS])
 {
-    for (int context = 0; context < LITERAL_CONTEXTS; context++) {
-        double sums[LITERAL_SYMBOLS], total = 0;
-        for (int symbol = 0; symbol < LITERAL_SYMBOLS; symbol++) {
-            sums[symbol] = 0.1;
-            for (int previous = 0; previous < 256; previous++)
-                if (contexts[previous] == context)
-                    sums[symbol] += counts[previous][symbol];
-            total += sums[symbol];
-        }
+    for (int context = 0; context < LITERAL_CONTEXTS; context++)
         for (int symbol = 0; symbol < LITERAL_SYMBOLS; symbol++)
-            bits[context][symbol] = log2(total / sums[symbol]);
+            bits[context][symbol] = 0.1;
+    for (int pair = 0; pair < LITERAL_PAIRS; pair++)
+        for (int symbol = 0; symbol < LITERAL_SYMBOLS; symbol++)
+            bits[next[pair]][symbol] += counts[pair][symbol];
+    for (int context = 0; context < LITERAL_CONTEXTS; context++) {
+        double total = 0;
+        for (int symbol = 0; symbol < LITERAL_SYMBOLS; symbol++)
+            total += bits[context][symbol];
+        for (int symbol = 0; symbol < LITERAL_SYMBOLS; symbol++)
+            bits[context][symbol] = log2(total / bits[context][symbol]);
     }
 }
 
-void dense_cluster_literals(const uint32_t counts[256][LITERAL_SYMBOLS], uint8_t contexts[256])
+void dense_cluster_literals(const uint32_t counts[LITERAL_PAIRS][LITERAL_SYMBOLS],
+                            uint8_t next[LITERAL_PAIRS])
 {
     double bits[LITERAL_CONTEXTS][LITERAL_SYMBOLS];
-    /* k-means under coding cost, started from runs of 16 neighbouring values (ASCII letters, small numbers,
-     * ...). */
-    for (int previous = 0; previous < 256; previous++)
-        contexts[previous] = (uint8_t)(previous * LITERAL_CONTEXTS / 256);
+    struct followers followers;
+    /* k-means under coding cost. A pair that was never seen stays where it is. */
     for (int round = 0; round < CLUSTER_ROUNDS; round++) {
-        measure_contexts(counts, contexts, bits);
-        for (int previous = 0; previous < 256; previous++)
-            contexts[previous] = (uint8_t)cheapest_context(counts[previous], bits);
+        measure_contexts(counts, next, bits);
+        for (int pair = 0; pair < LITERAL_PAIRS; pair++) {
+            list_followers(counts[pair], &followers);
+            if (followers.count > 0)
+                next[pair] = cheapest_context(&followers, bits);
+        }
     }
 }
 
 static void count_symbols(const struct dense_parser *parser, const uint8_t *page,
                           struct de_dense_counts *counts)
 {
-    uint32_t position = 0, context = 0;
-    uint8_t last = 0;
+    uint32_t position = 0, context = 0, pair = 0;
     for (size_t i = 0; i <= parser->sequence_count; i++) {
         bool trailing = i == parser->sequence_count;
         const struct dense_sequence *sequence = &parser->sequences[i];
         uint32_t run = trailing ? DE_PAGE_SIZE - position : sequence->run;
         for (; run > 0; run--, position++) {
-            counts->literal[last][page[position]]++;
-            last = page[position];
+            uint32_t literal = page[position];
+            counts->literal[pair][literal]++;
+            pair = counts->literal_next[pair] * LITERAL_SYMBOLS + literal;
         }
         if (trailing)
             break;
@@ -89,16 +110,18 @@ int de_dense_model_default(struct de_dense_model **model)
     if (!counts)
         return DE_NO_MEMORY;
     /* Short runs, short lengths and repeated distances are likelier than others; any literal after any. */
-    for (int i = 0; i < 256 * LITERAL_SYMBOLS; i++)
+    for (int i = 0; i < LITERAL_PAIRS * LITERAL_SYMBOLS; i++)
         (&counts->literal[0][0])[i] = 1;
+    /* Where training starts from: contexts of the last literal alone, neighbouring values together. */
+    for (int pair = 0; pair < LITERAL_PAIRS; pair++)
+        counts->literal_next[pair] = (uint8_t)(pair % LITERAL_SYMBOLS * LITERAL_CONTEXTS / LITERAL_SYMBOLS);
     for (int i = 0; i < SEQUENCE_CONTEXTS * SEQUENCE_SYMBOLS; i++) {
         uint32_t symbol = (uint32_t)i % SEQUENCE_SYMBOLS;
         (&counts->sequence[0][0])[i] = 64 / (1 + symbol / KINDS) * (symbol % KINDS < REPEATS ? 8 : 1);
     }
     for (int i = 0; i < LENGTH_CONTEXTS * LENGTH_SYMBOLS; i++)
         (&counts->length[0][0])[i] = 1000 / (1 + (uint32_t)i % LENGTH_SYMBOLS);
-    uint8_t contexts[256] = {0};
-    int status = dense_model_build(counts, contexts, model);
+    int status = dense_model_build(counts, counts->literal_next, model);
     free(counts);
     return status;
 }
@@ -118,8 +141,10 @@ void de_dense_counts_add(struct de_dense_counts *counts, const struct de_dense_c
 {
     uint32_t *sums = (uint32_t *)counts;
     const uint32_t *terms = (const uint32_t *)more;
-    for (size_t i = 0; i < sizeof(*counts) / sizeof(*sums); i++)
+    for (size_t i = 0; i < offsetof(struct de_dense_counts, literal_next) / sizeof(*sums); i++)
         sums[i] += terms[i];
+    if (more->pages > 0)
+        memcpy(counts->literal_next, more->literal_next, sizeof(counts->literal_next));
 }
 
 void de_dense_count(struct de_dense_encoder *encoder, const struct de_dense_model *model,
@@ -127,6 +152,8 @@ void de_dense_count(struct de_dense_encoder *encoder, const struct de_dense_mode
                     struct de_dense_counts *counts)
 {
     struct dense_parser *parser = dense_encoder_parser(encoder);
+    memcpy(counts->literal_next, model->literal_next, sizeof(counts->literal_next));
+    counts->pages += (uint32_t)count;
     for (size_t i = 0; i < count; i++) {
         dense_parse(parser, model, pages[i], references[i]);
         count_symbols(parser, pages[i], counts);
@@ -135,9 +162,10 @@ void de_dense_count(struct de_dense_encoder *encoder, const struct de_dense_mode
 
 int de_dense_model_make(const struct de_dense_counts *counts, struct de_dense_model **model)
 {
-    uint8_t contexts[256];
-    dense_cluster_literals(counts->literal, contexts);
-    return dense_model_build(counts, contexts, model);
+    uint8_t next[LITERAL_PAIRS];
+    memcpy(next, counts->literal_next, sizeof(next));
+    dense_cluster_literals(counts->literal, next);
+    return dense_model_build(counts, next, model);
 }
 
 static int train_round(struct de_dense_encoder *encoder, struct de_dense_counts *counts,

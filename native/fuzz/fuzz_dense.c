@@ -15,8 +15,8 @@
 
 enum {
     WIDEST_OVERRUN = 40,
-    SAVED_CONTEXTS = 1,   /* offset in a saved model */
-    SAVED_LITERALS = 129, /* 16 codes of 128 bytes */
+    SAVED_CONTEXTS = 1,    /* offset in a saved model */
+    SAVED_LITERALS = 2049, /* 16 codes of 128 bytes */
     SAVED_SEQUENCES = SAVED_LITERALS + 2048,
     SAVED_LENGTHS = SAVED_SEQUENCES + 420, /* 32 codes of 23 bytes */
 };
@@ -86,7 +86,7 @@ static struct de_dense_model *reordered_model(struct input *input)
     for (uint32_t changes = take(input, 1); changes > 0 && input->count > 0; changes--) {
         uint32_t what = take(input, 1);
         if (what < 64)
-            bytes[SAVED_CONTEXTS + what * 2] = (uint8_t)take(input, 1);
+            bytes[SAVED_CONTEXTS + what * 32 + take(input, 1) % 32] = (uint8_t)take(input, 1);
         else if (what < 128)
             exchange(bytes + SAVED_LITERALS + what % 16 * 128, 128, input);
         else if (what < 192)

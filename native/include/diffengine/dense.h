@@ -32,7 +32,7 @@ struct de_dense_encoder;
 int de_dense_encoder_create(struct de_dense_encoder **encoder);
 void de_dense_encoder_free(struct de_dense_encoder *encoder);
 
-/** How often each symbol is used on some pages: what a model is made from. About 280 KiB; belongs to one
+/** How often each symbol is used on some pages: what a model is made from. About 4 MiB; belongs to one
  * thread. */
 struct de_dense_counts;
 
@@ -47,14 +47,14 @@ void de_dense_count(struct de_dense_encoder *encoder, const struct de_dense_mode
                     const uint8_t *const *pages, const uint8_t *const *references, size_t count,
                     struct de_dense_counts *counts);
 
-/** Add @p more to @p counts: threads count parts of a sample, in any order. */
+/** Add @p more to @p counts: threads count parts of a sample, in any order, all with the same model. */
 void de_dense_counts_add(struct de_dense_counts *counts, const struct de_dense_counts *more);
 
 /** A model whose codes fit @p counts. DE_OK or DE_NO_MEMORY. */
 int de_dense_model_make(const struct de_dense_counts *counts, struct de_dense_model **model);
 
 /** How often counting and making again still gains: codes change what is chosen, which changes the codes. */
-#define DE_DENSE_TRAINING_ROUNDS 3u
+#define DE_DENSE_TRAINING_ROUNDS 5u
 
 /**
  * Train a model on sample pages in one go, on this thread: DE_DENSE_TRAINING_ROUNDS rounds from the default
