@@ -491,6 +491,10 @@ class Rebuilder:
             store.handle,
         )
 
+    def close(self) -> None:
+        """Frees it now; a store may only be closed when no rebuilder of it is left."""
+        ffi.release(self._rebuilder)
+
     def verify(self, ids: NDArray[np.uint32], pages: Addresses) -> NDArray[np.bool_]:
         """Whether object ids[i] rebuilds to exactly the page at pages[i]."""
         right = np.empty(len(ids), dtype=np.uint8)

@@ -5,51 +5,45 @@ Find references, encode, store, rebuild, compare: every pipeline fills a store o
 store takes.
 """
 
-import queue
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.analysis.census import BATCH_PAGES, Census, Identical, batches
-from diffengine.analysis.workers import Progress, Stage, Workers
-from diffengine.errors import DiffengineError
+from diffengine.analysis.census import Census, Identical
+from diffengine.analysis.references import (
+    ENCODE_BATCH_PAGES,
+    Found,
+    find_by_hash,
+    find_by_shift,
+    optional_addresses,
+)
+from diffengine.analysis.verification import VERIFY_COST, verify_pages
+from diffengine.analysis.workers import Pool, Progress, Stage, Workers
 from diffengine.images import PAGE_BYTES, ImageSet
 from diffengine.native import (
     NONE,
     TRAINING_ROUNDS,
-    Addresses,
-    Bytes,
     DenseCounter,
     DenseCounts,
     DenseModel,
     EncodedBatch,
     EncodeOptions,
     Encoding,
-    KeyIndex,
     PageEncoder,
     PageKind,
     PageNumbers,
     Rebuilder,
-    ShiftIndex,
     Store,
     checksums,
-    choose_references,
-    compare,
-    shift_features,
 )
 
-# Dense encoding takes some 0.1 ms a page: batches stay short enough that Ctrl-C is answered at once.
-ENCODE_BATCH_PAGES = 256
 # A model is trained on every n-th page, for about this many.
 MODEL_SAMPLE_PAGES = 1500
 MODEL_PART_PAGES = 128
-# Bytes of the shift-tolerant detector's index per distinct page (similarity.h).
-SHIFT_INDEX_BYTES_PER_PAGE = 32
-SHIFT_MAX_DEPTH = 2
 FILL_BYTES = 8
 PAGE_TABLE_BYTES = 8
 DIGEST_BYTES = 8
@@ -75,7 +69,6 @@ class Codec(StrEnum):
 
 # Expected microseconds per page, for the progress display only.
 ENCODE_COST = {Codec.RAW: 2.0, Codec.LZ4: 9.0, Codec.ZSTD: 22.0, Codec.DENSE: 110.0}
-VERIFY_COST = 4.0
 
 ENCODINGS = {
     Codec.RAW: Encoding.RAW,
@@ -207,17 +200,34 @@ class PipelineRun:
         self._is_reference = np.zeros(images.pages, dtype=np.bool_)
         self._tally = _Tally()
         self._index_bytes = 0
-        self._encoders: queue.SimpleQueue[PageEncoder] = queue.SimpleQueue()
-        for _ in range(jobs):
-            self._encoders.put(PageEncoder())
+        self._encoders = Pool([PageEncoder() for _ in range(jobs)])
 
     def run(self, store_file: str | None) -> PipelineResult:
         """Raises DiffengineError if a single page does not come back as it was."""
         self._progress.begin(f"{self._pipeline.name}, {self._scope.name}")
         with Store(most_store_bytes(self._images.pages), store_file) as store:
-            self.fill(store)
-            verified = self._verify(store)
+            if store_file is not None:
+                # The file lives as long as the store has it open, and no crash leaves it behind.
+                Path(store_file).unlink()
+            try:
+                self.fill(store)
+                verified = self._verify(store)
+            finally:
+                self._workers.settle()
             return self._result(store, verified)
+
+    def _verify(self, store: Store) -> int:
+        leaders = self._scope.identical.leaders
+        nonzero = self._census.nonzero
+        ids = np.full(self._images.pages, NONE, dtype=np.uint32)
+        ids[nonzero] = self._ids[leaders[nonzero]] if self._pipeline.share else self._ids[nonzero]
+        rebuilders = [Rebuilder(store) for _ in range(self._jobs)]
+        try:
+            return verify_pages(self._images, ids, Pool(rebuilders), self._workers, self._progress, self._pipeline.name)
+        finally:
+            self._workers.settle()
+            for rebuilder in rebuilders:
+                rebuilder.close()
 
     def fill(self, store: Store) -> Filled:
         """Puts an object for every page that gets one into the store."""
@@ -264,65 +274,23 @@ class PipelineRun:
         )
         self._tally.fill += len(pages)
 
-    # References.
-
     def _find_references(self, pages: PageNumbers) -> PageNumbers:
+        found = Found(np.full(len(pages), NONE, dtype=np.uint32), 0)
         if self._pipeline.detector is Detector.SHIFT and len(pages):
-            return self._find_by_shift(pages)
-        if self._pipeline.detector is Detector.HASH and len(pages):
-            return self._find_by_hash(pages)
-        return np.full(len(pages), NONE, dtype=np.uint32)
-
-    def _find_by_shift(self, pages: PageNumbers) -> PageNumbers:
-        index = ShiftIndex(max(4096, SHIFT_INDEX_BYTES_PER_PAGE * len(pages)), SHIFT_MAX_DEPTH)
-        self._index_bytes = max(self._index_bytes, index.bytes)
-        depths = np.zeros(self._images.pages, dtype=np.uint8)
-        found = []
-
-        def features(batch: PageNumbers) -> tuple[PageNumbers, NDArray[np.uint32], Bytes]:
-            return batch, *shift_features(self._seed, self._images.addresses(batch))
-
-        for batch, values, counts in self._workers.map(Stage.SIMILARITY, features, batches(pages, BATCH_PAGES)):
-            with self._workers.clock(Stage.SIMILARITY):
-                found.append(index.references_of(values, counts, batch, depths))
-        return np.concatenate(found)
-
-    def _find_by_hash(self, pages: PageNumbers) -> PageNumbers:
-        keys = self._census.keys
-        index = KeyIndex(len(pages) * keys.shape[1], self._pipeline.candidates)
-        self._index_bytes = max(self._index_bytes, index.bytes)
-        patched = np.zeros(self._images.pages, dtype=np.uint8)
-        found = []
-
-        def look_up() -> Iterator[tuple[PageNumbers, PageNumbers]]:
-            for batch in batches(pages, ENCODE_BATCH_PAGES):
-                with self._workers.clock(Stage.SIMILARITY):
-                    yield batch, index.candidates_of(np.ascontiguousarray(keys[batch]), batch)
-
-        def sizes(
-            item: tuple[PageNumbers, PageNumbers],
-        ) -> tuple[PageNumbers, PageNumbers, NDArray[np.uint16]]:
-            batch, candidates = item
-            with self._encoder() as encoder:
-                lengths = encoder.patch_sizes(
-                    self._images.addresses(batch),
-                    self._optional_addresses(candidates),
-                    self._pipeline.patch_limit,
-                )
-            return batch, candidates, lengths
-
-        for batch, candidates, lengths in self._workers.map(Stage.ENCODE, sizes, look_up()):
-            found.append(choose_references(batch, candidates, lengths, patched))
-        return np.concatenate(found)
-
-    def _optional_addresses(self, pages: PageNumbers) -> Addresses:
-        """Addresses of page numbers that may be NONE; 0 for those."""
-        absent = pages == NONE
-        addresses = self._images.addresses(np.where(absent, np.uint32(0), pages))
-        addresses[absent] = 0
-        return addresses
-
-    # Encoding.
+            found = find_by_shift(self._images, pages, self._seed, self._workers)
+        elif self._pipeline.detector is Detector.HASH and len(pages):
+            found = find_by_hash(
+                self._images,
+                pages,
+                self._census.keys,
+                self._pipeline.candidates,
+                self._pipeline.patch_limit,
+                self._encoders,
+                self._workers,
+            )
+        # One group after the other is looked at, so the largest index is what is needed.
+        self._index_bytes = max(self._index_bytes, found.index_bytes)
+        return found.references
 
     def _options(self, store: Store, pages: PageNumbers, references: PageNumbers) -> tuple[EncodeOptions, int]:
         pipeline = self._pipeline
@@ -335,7 +303,7 @@ class PipelineRun:
 
     def _train(self, pages: PageNumbers, references: PageNumbers) -> DenseModel:
         """A model for these pages. The sum of the parts' counts does not depend on how the sample is cut."""
-        addresses, reference_addresses = self._images.addresses(pages), self._optional_addresses(references)
+        addresses, reference_addresses = self._images.addresses(pages), optional_addresses(self._images, references)
         parts = [slice(i, i + MODEL_PART_PAGES) for i in range(0, len(pages), MODEL_PART_PAGES)]
         model = DenseModel()
         for _ in range(TRAINING_ROUNDS if parts else 0):
@@ -355,8 +323,8 @@ class PipelineRun:
 
         def encode(part: slice) -> tuple[slice, EncodedBatch, NDArray[np.uint32]]:
             addresses = self._images.addresses(pages[part])
-            with self._encoder() as encoder:
-                batch = encoder.encode(plan.options, addresses, self._optional_addresses(references[part]))
+            with self._encoders.borrow() as encoder:
+                batch = encoder.encode(plan.options, addresses, optional_addresses(self._images, references[part]))
             return part, batch, checksums(addresses)
 
         parts = [slice(i, i + ENCODE_BATCH_PAGES) for i in range(0, len(pages), ENCODE_BATCH_PAGES)]
@@ -379,59 +347,6 @@ class PipelineRun:
         self._patched[pages] = batch.patched
         store.put(batch.addresses(), batch.sizes, batch.encodings, sums, pages, needed, self._ids, model_id)
         self._tally.add(batch)
-
-    @contextmanager
-    def _encoder(self) -> Iterator[PageEncoder]:
-        encoder = self._encoders.get()
-        try:
-            yield encoder
-        finally:
-            self._encoders.put(encoder)
-
-    # Verification.
-
-    def _verify(self, store: Store) -> int:
-        """Rebuilds every non-zero page from the store, and looks at every zero page once more."""
-        numbers = np.arange(self._images.pages, dtype=np.uint32)
-        leaders = self._scope.identical.leaders if self._pipeline.share else numbers
-        rebuilders: queue.SimpleQueue[Rebuilder] = queue.SimpleQueue()
-        for _ in range(self._jobs):
-            rebuilders.put(Rebuilder(store))
-        zero_page = np.zeros(PAGE_BYTES, dtype=np.uint8)
-
-        def rebuild(pages: PageNumbers) -> int:
-            rebuilder = rebuilders.get()
-            try:
-                right = rebuilder.verify(self._ids[leaders[pages]], self._images.addresses(pages))
-            finally:
-                rebuilders.put(rebuilder)
-            if not right.all():
-                self._refuse(int(pages[np.flatnonzero(~right)[0]]))
-            return len(pages)
-
-        def look_at_zero(pages: PageNumbers) -> int:
-            zero = np.full(len(pages), zero_page.ctypes.data, dtype=np.uint64)
-            right = compare(self._images.addresses(pages), zero)
-            if not right.all():
-                self._refuse(int(pages[np.flatnonzero(~right)[0]]))
-            return len(pages)
-
-        nonzero = self._census.nonzero
-        verified = 0
-        for count in self._workers.map(Stage.VERIFY, rebuild, batches(numbers[nonzero], BATCH_PAGES // 4)):
-            verified += count
-            self._progress.advance(0, count * VERIFY_COST)
-        verified += sum(self._workers.map(Stage.VERIFY, look_at_zero, batches(numbers[~nonzero], BATCH_PAGES)))
-        return verified
-
-    def _refuse(self, page: int) -> None:
-        image = self._images.images[int(self._images.image_indices(np.array([page], dtype=np.uint32))[0])]
-        raise DiffengineError(
-            f"{image.path}: page {page - image.first_page} did not come back as it was in pipeline "
-            f"{self._pipeline.name}; if the file is still being written, analyse a copy, else report this"
-        )
-
-    # Accounting.
 
     def _result(self, store: Store, verified: int) -> PipelineResult:
         statistics = store.statistics()

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Batches of pages on several threads, results in order, CPU time by stage."""
 
+import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from enum import StrEnum
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,6 +24,24 @@ class Stage(StrEnum):
     SIMILARITY = "similarity"
     ENCODE = "encode"
     VERIFY = "verify"
+
+
+class Pool(Generic[Item]):
+    """Contexts that belong to one thread at a time, lent to whichever thread works."""
+
+    def __init__(self, contexts: Sequence[Item]) -> None:
+        self._free: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        for context in contexts:
+            self._free.put(context)
+
+    @contextmanager
+    def borrow(self) -> Iterator[Item]:
+        """A context for the length of the block; waits for one to come free."""
+        context = self._free.get()
+        try:
+            yield context
+        finally:
+            self._free.put(context)
 
 
 class Progress(Protocol):
@@ -58,6 +77,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="diffengine")
         # Enough to keep every thread busy, few enough that the batches' payloads stay small in memory.
         self._in_flight = 2 * jobs
+        self._running: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self.cpu_seconds = dict.fromkeys(Stage, 0.0)
 
@@ -80,6 +100,22 @@ class Workers:
             with self._lock:
                 self.cpu_seconds[stage] += time.thread_time() - start
 
+    def _submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        future = self._pool.submit(function, item)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
+
+    def settle(self) -> None:
+        """Returns when no batch runs any more, cancelling those that have not begun.
+
+        To be called after an exception, before what batches use (a store, a mapping) is closed.
+        """
+        running = list(self._running)
+        for future in running:
+            future.cancel()
+        wait(running)
+
     def map(self, stage: Stage, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """function(item) for each item, on the threads; results in the order of items.
 
@@ -92,7 +128,7 @@ class Workers:
 
         waiting: deque[Future[Result]] = deque()
         for item in items:
-            waiting.append(self._pool.submit(timed, item))
+            waiting.append(self._submit(timed, item))
             if len(waiting) >= self._in_flight:
                 yield waiting.popleft().result()
         while waiting:

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_demo(images: ImageSet, arguments: argparse.Namespace, console: Console) -> DemoResult:
     """Runs it and prints what happens as it happens. Raises DiffengineError if a guest read a wrong byte."""
-    with demo_on(images) as demo, Workers(arguments.jobs) as workers:
+    with demo_on(images) as demo, Workers(arguments.jobs) as workers:  # workers end before what they use
         console.print(f"{len(images.images)} guests, {mib(images.pages * PAGE_BYTES)} MiB, on the embedded machine")
         print_memory(console, "all pages resident", demo.start)
         before = demo.start
