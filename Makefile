@@ -30,11 +30,14 @@ help:
 $(STAMPS):
 	@mkdir -p $@
 
-# dpkg-query is asked first, so that no network and no root are needed when everything is there.
-$(STAMPS)/packages: Makefile | $(STAMPS)
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+# Installs those of the packages $(1) that are missing. dpkg-query is asked first, so that no network and no root are needed
+# when everything is there.
+install_missing = missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "Installing $$missing" && $(SUDO) apt-get update -q && \
 	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qy --no-install-recommends $$missing; fi
+
+$(STAMPS)/packages: Makefile | $(STAMPS)
+	@$(call install_missing,$(PACKAGES))
 	@touch $@
 
 $(STAMPS)/venv: pyproject.toml $(STAMPS)/packages
@@ -81,6 +84,42 @@ test-python: $(STAMPS)/installed
 	$(BIN)/python -m pytest -n 2
 
 test: lint test-native test-python
+
+# IMAGES="a.raw b.raw" measures whole images instead of the samples; BENCH_OPTIONS as in tests/bench/README.md.
+IMAGES ?= $(DEMO_IMAGES)
+BENCH_OPTIONS ?=
+# xdelta3 is compiled in if its source can be had.
+$(STAMPS)/xdelta3: tests/bench/fetch_xdelta3.sh | $(STAMPS)
+	tests/bench/fetch_xdelta3.sh build/xdelta3 || true
+	@touch $@
+build/bench/build.ninja: $(STAMPS)/venv $(STAMPS)/xdelta3
+	rm -rf build/bench
+	$(BIN)/meson setup build/bench . -Dpython=false -Dbenches=true \
+	  -Dxdelta3_source=$$(if [ -f build/xdelta3/source/xdelta3.c ]; then echo $(abspath build/xdelta3/source); fi)
+
+bench: build build/bench/build.ninja $(STAMPS)/images
+	$(BIN)/ninja --quiet -C build/bench
+	$(BIN)/python tests/bench/run.py --programs build/bench/tests/bench --command $(BIN)/diffengine $(BENCH_OPTIONS) $(IMAGES)
+
+# The decoders read untrusted bytes. A corpus grows in build/fuzz/NAME; an input that is found to do harm stays there too,
+# so that the next run fails until it is put right.
+FUZZERS := fuzz_dense fuzz_patch
+SECONDS ?= 60
+$(STAMPS)/fuzz-packages: $(STAMPS)/packages
+	@$(call install_missing,$(FUZZ_PACKAGES))
+	@touch $@
+build/fuzzers/build.ninja: $(STAMPS)/venv $(STAMPS)/fuzz-packages
+	rm -rf build/fuzzers
+	CC=clang $(BIN)/meson setup build/fuzzers . -Dpython=false -Dfuzzers=true -Dbuildtype=debugoptimized -Db_lundef=false
+
+fuzz: build/fuzzers/build.ninja
+	$(BIN)/ninja --quiet -C build/fuzzers $(addprefix native/fuzz/,$(FUZZERS))
+	@for name in $(FUZZERS); do \
+	  corpus=build/fuzz/$$name; log=$$corpus.log; mkdir -p $$corpus; echo "$$name for $(SECONDS) s, log in $$log"; \
+	  build/fuzzers/native/fuzz/$$name -max_total_time=$(SECONDS) -timeout=10 -max_len=8192 -print_final_stats=1 \
+	    -artifact_prefix=$$corpus/ $$corpus > $$log 2>&1 || { tail -n 60 $$log; echo "$$name: a finding, see above"; exit 1; }; \
+	  grep -E '^Done|number_of_executed|slowest|peak_rss' $$log; \
+	done
 
 clean:
 	rm -rf build $(VENV)

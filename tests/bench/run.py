@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All benchmarks against their targets, one after the other, as one table: `make bench`.
+
+Times of single steps are ratios to a peer that takes its turn in the same run, so that a busy machine weighs on both.
+What was measured, how, and against what is in README.md beside this file.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import footprint
+import targets
+import yardstick
+from targets import Row, Verdict
+
+MIB = 1 << 20
+PAGE_BYTES = 4096
+# A sample's pages were chosen by content (tests/images/README.md); a guest with less memory than this is none.
+WHOLE_IMAGE_BYTES = 128 * MIB
+# The stated time is for two images of 512 MiB.
+TIMED_BYTES = 1024 * MIB
+JOBS = 2
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """programs: where the C benchmarks are. runs: how often each of them is repeated."""
+
+    images: tuple[Path, ...]
+    programs: Path
+    command: Path
+    runs: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(image.stat().st_size for image in self.images)
+
+    @property
+    def whole(self) -> bool:
+        return all(image.stat().st_size >= WHOLE_IMAGE_BYTES for image in self.images)
+
+
+def say(text: str) -> None:
+    """Progress, with what else the machine is doing: a figure is worth as much as the machine was quiet."""
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    print(f"{time.strftime('%H:%M:%S')} {text} (load average {load})", file=sys.stderr, flush=True)
+
+
+def run_program(setting: Setting, name: str) -> list[dict[str, Any]]:
+    """A C benchmark's JSON of each run. Raises CalledProcessError if it fails."""
+    results = []
+    for turn in range(setting.runs):
+        say(f"{name}, run {turn + 1} of {setting.runs}")
+        command = [str(setting.programs / name), *map(str, setting.images)]
+        results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    return results
+
+
+def values(runs: Sequence[dict[str, Any]], *path: str) -> tuple[float, ...]:
+    """One figure of each run; none if the runs lack it."""
+    found = []
+    for run in runs:
+        node: Any = run
+        for key in path:
+            if key not in node:
+                return ()
+            node = node[key]
+        found.append(float(node))
+    return tuple(found)
+
+
+def digest_rows(runs: Sequence[dict[str, Any]], whole: bool) -> list[Row]:
+    rows = []
+    for part, where in (("images", "the images"), ("nonzero_anonymous", "non-zero pages")):
+        speeds = values(runs, part, "threads_1", "digest_gbps")
+        note = f"digest {max(speeds):.1f} GB/s, read loop {max(values(runs, part, 'threads_1', 'read_gbps')):.1f}"
+        speed = values(runs, part, "threads_1", "ratio")
+        scaling = values(runs, part, "scaling_ratio")
+        rows += [
+            Row(f"digest / read loop, {where}", 0.70, speed, at_least=True, judged=whole, note=note),
+            Row(f"its scaling to 2 threads / the loop's, {where}", 0.85, scaling, at_least=True, judged=whole),
+        ]
+    return rows
+
+
+def patch_rows(runs: Sequence[dict[str, Any]], whole: bool) -> list[Row]:
+    first = runs[0]
+    times = "; ".join(
+        f"{name} {first[name]['encode_ns'] / 1000:.2f}/{first[name]['decode_ns'] / 1000:.2f} us"
+        for name in ("patch", "lz4", "xdelta3")
+        if name in first
+    )
+    missing = "" if "xdelta3" in first else "xdelta3's source is not there: see tests/bench/README.md"
+    sizes = f"{first['pairs']} pairs; {first['patch']['mean_bytes']:.0f} B, LZ4 {first['lz4']['mean_bytes']:.0f} B"
+    return [
+        Row("patch encode / LZ4 with dictionary", 0.7, values(runs, "to_lz4", "encode"), judged=whole, note=times),
+        Row("patch decode / LZ4 with dictionary", 0.5, values(runs, "to_lz4", "decode"), judged=whole),
+        Row("patch size / LZ4 with dictionary", 1.0, values(runs, "to_lz4", "bytes"), judged=whole, note=sizes),
+        Row("patch encode / xdelta3 -1", 0.1, values(runs, "to_xdelta3", "encode"), judged=whole, note=missing),
+        Row("patch decode / xdelta3 -1", 0.1, values(runs, "to_xdelta3", "decode"), judged=whole, note=missing),
+    ]
+
+
+def dense_rows(runs: Sequence[dict[str, Any]], whole: bool) -> list[Row]:
+    first = runs[0]
+    note = f"{first['patched']['count']} patches; p99 {first['patched']['p99_us']:.1f} us"
+    alone = f"{first['alone']['count']} pages; p99 {first['alone']['p99_us']:.1f} us"
+    return [
+        Row("dense patch, rebuilt with its reference, p50", 10, values(runs, "patched", "p50_us"), " us", note=note),
+        Row("dense page alone, p50", 10, values(runs, "alone", "p50_us"), " us", note=alone),
+    ]
+
+
+def run_analyze(setting: Setting, directory: Path, *options: str) -> tuple[dict[str, Any], footprint.Run]:
+    say(" ".join(["diffengine analyze", *options]))
+    command = [str(setting.command), "analyze", "--json", "--jobs", str(JOBS), "--seed", str(SEED), *options]
+    run = footprint.run([*command, *map(str, setting.images)], directory / "analysis.json")
+    return json.loads(run.output), run
+
+
+def size_rows(stick: yardstick.Yardstick, report: dict[str, Any], without: dict[str, Any], whole: bool) -> list[Row]:
+    """Raises ValueError when the yardstick and the report do not speak of the same pages."""
+    pages = report["pages"]
+    if (pages["total"], pages["zero"], pages["distinct"]) != (stick.pages, stick.zero, stick.distinct):
+        raise ValueError(f"analyze counts {pages}, the yardstick {stick}")
+    best = report["pipelines"]["best"]
+    encoded, left = best["encoded_bytes"], best["bytes_left"]
+    alone = without["pipelines"]["best"]["encoded_bytes"]
+    note = f"{encoded / MIB:.2f} MiB; zstd -3 --long=27 over {stick.distinct} pages {stick.bytes / MIB:.2f} MiB"
+    gain = f"{alone / MIB:.2f} MiB without references; {best['patched_pages']} patched"
+    per_page = (report["metadata_bytes_per_page"],)
+    return [
+        Row("best, encoded bytes / yardstick", 1.05, (encoded / stick.bytes,), judged=whole, note=note),
+        Row("best, bytes left / yardstick", 1.20, (left / stick.bytes,), judged=whole, note=f"{left / MIB:.2f} MiB"),
+        Row("encoded bytes with references / without", 0.90, (encoded / alone,), judged=whole, note=gain),
+        Row("metadata per guest page", 24, per_page, " B", judged=whole),
+    ]
+
+
+def process_rows(setting: Setting, run: footprint.Run) -> list[Row]:
+    allowed = 20.0 * setting.bytes / TIMED_BYTES
+    on_tmpfs = any(footprint.on_tmpfs(image) for image in setting.images)
+    cores = len(os.sched_getaffinity(0))
+    offered = cores * run.wall_seconds
+    time_note = (
+        f"{run.cpu_seconds:.1f} s of CPU; others took {run.others_seconds:.1f} of {cores} cores' {offered:.1f} s"
+    )
+    memory_note = (
+        "can't be told from the images, which are on a tmpfs"
+        if on_tmpfs
+        else f"peak with store {run.peak_total_bytes / MIB:.0f} MiB, store alone {run.peak_store_bytes / MIB:.0f} MiB"
+    )
+    own = () if on_tmpfs else (run.peak_own_bytes / MIB,)
+    return [
+        Row("analyze, wall time", allowed, (run.wall_seconds,), " s", judged=setting.whole, note=time_note),
+        Row(
+            "analyze, peak RssAnon + RssShmem - store",
+            setting.bytes / 4 / MIB,
+            own,
+            " MiB",
+            judged=setting.whole,
+            note=memory_note,
+        ),
+    ]
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Everything, one after the other: two timings at once would spoil each other."""
+    rows = digest_rows(run_program(setting, "digest_bench"), setting.whole)
+    rows += patch_rows(run_program(setting, "patch_bench"), setting.whole)
+    rows += dense_rows(run_program(setting, "dense_bench"), setting.whole)
+    with tempfile.TemporaryDirectory() as directory:
+        report, process = run_analyze(setting, Path(directory))
+        without, _ = run_analyze(setting, Path(directory), "--detector", "none")
+    say("zstd -3 --long=27 over the distinct pages")
+    rows += size_rows(yardstick.measure(setting.images), report, without, setting.whole)
+    return rows + process_rows(setting, process)
+
+
+def heading(setting: Setting) -> str:
+    kind = "whole images" if setting.whole else "samples"
+    lines = [f"Measured on {kind}:"]
+    lines += [f"  {image} ({image.stat().st_size / MIB:.0f} MiB)" for image in setting.images]
+    if not setting.whole:
+        lines += [
+            "Most targets are stated for whole images and not judged on samples, which are too short a stream for the",
+            'yardstick and smaller than Python itself. For whole images: make bench IMAGES="a.raw b.raw"',
+        ]
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="a raw memory image")
+    parser.add_argument("--programs", type=Path, required=True, help="folder of the built C benchmarks")
+    parser.add_argument("--command", type=Path, required=True, help="the installed diffengine command")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each C benchmark; the median counts (3)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--strict", action="store_true", help="exit 1 if a target that is judged is not met")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    for image in options.images:
+        if not image.is_file() or image.stat().st_size % PAGE_BYTES or not image.stat().st_size:
+            print(f"bench: {image}: not a raw image of whole 4096-byte pages", file=sys.stderr)
+            return 2
+    setting = Setting(tuple(options.images), options.programs, options.command, max(1, options.runs))
+    try:
+        rows = measure(setting)
+    except (subprocess.CalledProcessError, OSError, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        images = [{"path": str(image), "bytes": image.stat().st_size} for image in setting.images]
+        print(json.dumps({"images": images, "whole_images": setting.whole, "targets": targets.as_json(rows)}, indent=2))
+    else:
+        print(heading(setting), targets.as_table(rows), sep="\n\n")
+    return 1 if options.strict and any(row.verdict is Verdict.MISSED for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
