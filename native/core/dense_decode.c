@@ -9,7 +9,7 @@
  * processor overlaps them.
  *
  * No reader checks its bounds. A literal takes at most LITERAL_BITS; a sequence takes at most 36 bits of one
- * stream and 20 of the other and makes at least one byte, so 4,096 of them end within the window's padding;
+ * stream and 19 of the other and makes at least one byte, so 4,096 of them end within the window's padding;
  * what was consumed is compared with the payload's length at the end.
  */
 enum {

@@ -42,7 +42,7 @@ enum {
     LENGTH_SORTS = 4, /* repeat 0, other repeat, word distance, byte distance */
     LENGTH_CONTEXTS = LENGTH_SORTS * 8,
     LENGTH_SYMBOLS = 46,
-    LENGTH_BITS = 10,
+    LENGTH_BITS = 9,    /* 10 would gain 0.07 % and double the table */
     LENGTH_DIRECT = 32, /* lengths up to here have a symbol each */
 
     /* Payload header: version 4 bits, literal count 13 bits, bytes of the literal region 13 bits. */
