@@ -3,6 +3,16 @@
 
 import sys
 
-from diffengine.cli import main
 
-sys.exit(main())
+def main() -> int:
+    try:
+        # Takes half a second, in which Ctrl-C is as likely as later.
+        from diffengine.cli import main as run
+    except KeyboardInterrupt:
+        print("diffengine: interrupted; nothing was changed", file=sys.stderr)
+        return 130
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.console import Console
 from diffengine.analysis import AnalysisOptions, analyze
 from diffengine.analysis.pipelines import Codec, Detector
 from diffengine.analysis.report import as_json, as_tables
+from diffengine.cli.output import output
 from diffengine.cli.progress import ProgressBar
 from diffengine.cli.values import size, whole_number
 from diffengine.errors import DiffengineError
@@ -105,8 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(analysis), indent=2))
     else:
-        width = None if sys.stdout.isatty() else 120
-        Console(width=width, highlight=False).print(as_tables(analysis))
+        output().print(as_tables(analysis))
     return 0
 
 
@@ -116,16 +115,28 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"-k {arguments.k} -s {arguments.s}: k * s is over the 64 blocks of a page; lower one of them")
     if arguments.plot:
         check_plot(Path(arguments.plot))
-    if arguments.store_file and Path(arguments.store_file).exists():
-        raise UsageError(f"--store-file {arguments.store_file}: exists already; remove it or name another file")
+    if arguments.store_file:
+        check_store_file(Path(arguments.store_file))
 
 
 def check_plot(path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot {path}: can only write .png and .svg; name the file so")
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise UsageError(f"--plot {path}: can't be written; name another file")
+    check_directory("--plot", path)
+
+
+def check_store_file(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"--store-file {path}: exists already; remove it or name another file")
+    check_directory("--store-file", path)
+
+
+def check_directory(option: str, path: Path) -> None:
     directory = path.parent
     if not directory.is_dir() or not os.access(directory, os.W_OK):
-        raise UsageError(f"--plot {path}: can't write into {directory}; name a folder that exists and is yours")
+        raise UsageError(f"{option} {path}: can't write into {directory}; name a folder that exists and is yours")
 
 
 def parse_groups(texts: Sequence[str], images: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -14,9 +14,11 @@ from diffengine.analysis import AnalysisOptions, analyze
 from diffengine.analysis.report import as_tables
 from diffengine.analysis.workers import Workers
 from diffengine.cli.analyze import check_plot
+from diffengine.cli.output import output
 from diffengine.cli.progress import ProgressBar
 from diffengine.cli.values import whole_number
 from diffengine.demo import DemoResult, Memory, Step, check_result, demo_on
+from diffengine.errors import one_line
 from diffengine.images import PAGE_BYTES, ImageSet, open_images
 
 MIB = 1 << 20
@@ -47,7 +49,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_plot(Path(arguments.plot))
-    console = Console(width=None if os.isatty(1) else 120, highlight=False)
+    console = output()
     with open_images(arguments.images) as images:
         result = run_demo(images, arguments, console)
         console.print()
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(as_tables(analysis))
     if arguments.plot:
         save(result, arguments.plot)
-        console.print(f"\nDrawn into {arguments.plot}")
+        console.print(f"\nDrawn into {one_line(arguments.plot)}", markup=False)
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from diffengine.cli import analyze, demo
-from diffengine.errors import DiffengineError
+from diffengine.errors import DiffengineError, one_line
 
 EXIT_CODES = """exit codes:
   0    done
@@ -21,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line that says where to look on."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}; see `{self.prog} --help`\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,12 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except DiffengineError as error:
-        print(f"diffengine: {error}", file=sys.stderr)
+        print(f"diffengine: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("diffengine: interrupted; nothing was changed", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) has seen enough.
+        discard_stdout()
         return 0
+    except OSError as error:
+        # A disk that is full, a terminal that is gone.
+        where = error.filename or "stdout"
+        print(f"diffengine: {one_line(f'{where}: {error.strerror}')}; make room or write elsewhere", file=sys.stderr)
+        discard_stdout()
+        return 1
+
+
+def discard_stdout() -> None:
+    """What is still buffered goes nowhere: Python would fail once more when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
