@@ -216,7 +216,8 @@ int de_dense_decode(const struct de_dense_model *model, const uint8_t *untrusted
     memcpy(&header, payload, sizeof(header));
     uint32_t literals = header >> 4 & ((1u << COUNT_BITS) - 1);
     uint32_t literal_bytes = header >> (4 + COUNT_BITS) & ((1u << COUNT_BITS) - 1);
-    if ((header & 15) != DENSE_VERSION || literals > DE_PAGE_SIZE || literal_bytes > count - HEADER_BYTES)
+    if ((header & 15) != DENSE_VERSION || header >> (4 + 2 * COUNT_BITS) != 0 || literals > DE_PAGE_SIZE ||
+        literal_bytes > count - HEADER_BYTES)
         return DE_CORRUPT;
     const uint8_t *start = payload + HEADER_BYTES, *middle = start + literal_bytes, *end = payload + count;
     if (!decode_literals(model, start, middle, literals, window->literals) ||

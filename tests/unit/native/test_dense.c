@@ -593,6 +593,38 @@ static void test_exchanged_code_lengths(const struct codec *codec)
     }
 }
 
+/* A model whose codes are almost equally long: docs/formats.md's example. */
+static struct de_dense_model *flat_model(void)
+{
+    uint8_t bytes[SAVED_END] = {1};
+    struct de_dense_model *model = NULL;
+    memset(bytes + SAVED_LITERALS, 0x88, 2048);
+    for (unsigned i = 0; i < 420; i++)
+        bytes[SAVED_SEQUENCES + i] = i % 210 < 46 ? 0x88 : 0x99;
+    for (unsigned i = 0; i < 736; i++)
+        bytes[SAVED_LENGTHS + i] = i % 23 < 9 ? 0x55 : 0x66;
+    CHECK_EQ(load(bytes, sizeof(bytes), &model), DE_OK);
+    return model;
+}
+
+static void test_the_documented_example(void)
+{
+    static const uint8_t payload[] = {0x11, 0x00, 0x02, 0x00, 0x82, 0xa4, 0xff, 0xbf};
+    uint8_t page[DE_PAGE_SIZE], out[DE_DENSE_MAX_BYTES];
+    struct codec codec = make_codec(flat_model());
+    memset(page, 'A', sizeof(page));
+    CHECK_EQ(decode(&codec, payload, sizeof(payload), NULL), DE_OK);
+    CHECK(memcmp(codec.window->page, page, sizeof(page)) == 0);
+    CHECK_EQ(encode(&codec, page, NULL, out), sizeof(payload));
+    CHECK(memcmp(out, payload, sizeof(payload)) == 0);
+    for (unsigned bit = 30; bit < 32; bit++) {
+        memcpy(out, payload, sizeof(payload));
+        out[bit / 8] |= (uint8_t)(1u << bit % 8);
+        CHECK_EQ(decode(&codec, out, sizeof(payload), NULL), DE_CORRUPT);
+    }
+    free_codec(&codec);
+}
+
 /*
  * The payload that reads furthest past its end: it has no bytes, and what lies behind it, zeroes, means "no
  * literals, the distance of before, one byte" in codes as long as an all-zero code can be. Decoding makes the
@@ -600,15 +632,9 @@ static void test_exchanged_code_lengths(const struct codec *codec)
  */
 static void test_readers_stay_in_the_window(void)
 {
-    uint8_t bytes[SAVED_END] = {1}, reference[DE_PAGE_SIZE];
     const uint8_t header[4] = {1};
-    memset(bytes + SAVED_LITERALS, 0x88, 2048);
-    for (unsigned i = 0; i < 420; i++)
-        bytes[SAVED_SEQUENCES + i] = i % 210 < 46 ? 0x88 : 0x99;
-    for (unsigned i = 0; i < 736; i++)
-        bytes[SAVED_LENGTHS + i] = i % 23 < 9 ? 0x55 : 0x66;
-    struct codec codec = make_codec(NULL);
-    CHECK_EQ(load(bytes, sizeof(bytes), &codec.model), DE_OK);
+    uint8_t reference[DE_PAGE_SIZE];
+    struct codec codec = make_codec(flat_model());
     fill_at_random(reference, sizeof(reference));
     CHECK_EQ(decode(&codec, header, sizeof(header), reference), DE_CORRUPT);
     CHECK(memcmp(codec.window->page, reference, DE_PAGE_SIZE) == 0);
@@ -735,6 +761,7 @@ int main(void)
         test_every_flipped_bit_of_a_model(&codecs[i]);
     }
     test_exchanged_code_lengths(&codecs[1]);
+    test_the_documented_example();
     test_readers_stay_in_the_window();
     free_codec(&codecs[0]);
     free_codec(&codecs[1]);
