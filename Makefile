@@ -16,9 +16,9 @@ PACKAGES := build-essential clang-format liblz4-dev libxxhash-dev libzstd-dev ni
             python3 python3-dev python3-venv zstd
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 
-NATIVE_SOURCES := $(shell find native ioemu_shim -name '*.[ch]' -o -name 'meson.build')
+NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -name 'meson.build')
 PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed)
-C_FILES := $(shell find native ioemu_shim tests -name '*.[ch]')
+C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
 .PHONY: help build demo test lint test-native test-python bench fuzz clean
 help:
@@ -49,7 +49,7 @@ $(STAMPS)/venv: pyproject.toml $(STAMPS)/packages
 
 $(STAMPS)/installed: $(NATIVE_SOURCES) $(PYTHON_SOURCES) meson.build meson_options.txt pyproject.toml $(STAMPS)/venv
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall \
-	  -Cbuild-dir=build/python .
+	  --config-settings=build-dir=build/python .
 	@touch $@
 
 build: $(STAMPS)/installed
