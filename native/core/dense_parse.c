@@ -5,7 +5,7 @@
  * A forward dynamic programme over positions, as in LZMA's and zstd's optimal parsers; since codes are
  * static, prices are exact, but for two approximations: a run's price before the copy that follows it is
  * known, and that only the cheapest way to a position is kept although ways differ in their repeated
- * distances.
+ * distances and literal contexts.
  */
 enum {
     /*
