@@ -13,6 +13,48 @@ static void unmap(void *context, const uint8_t *const *pages, size_t count)
     de_machine_unmap(context, pages, count);
 }
 
+static int paging_enable(void *context, uint16_t domain)
+{
+    struct de_machine *machine = context;
+    return ring_enable(machine, &machine->channel, domain);
+}
+
+static int paging_disable(void *context, uint16_t domain)
+{
+    struct de_machine *machine = context;
+    return ring_disable(machine, &machine->channel, domain);
+}
+
+static int paging_take_over(void *context, uint16_t domain)
+{
+    struct de_machine *machine = context;
+    return ring_take_over(machine, &machine->channel, domain);
+}
+
+static int take(void *context, uint16_t domain, struct de_vm_event *event)
+{
+    struct de_machine *machine = context;
+    return ring_take(machine, &machine->channel, domain, event);
+}
+
+static int answer(void *context, uint16_t domain, const struct de_vm_event *event)
+{
+    struct de_machine *machine = context;
+    return ring_answer(machine, &machine->channel, domain, event);
+}
+
+static int wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity)
+{
+    struct de_machine *machine = context;
+    return ring_wait(machine, &machine->channel, timeout_ns, domains, capacity);
+}
+
+static void interrupt(void *context)
+{
+    struct de_machine *machine = context;
+    ring_interrupt(machine, &machine->channel);
+}
+
 static int pause_domain(void *context, uint16_t domain)
 {
     return de_machine_domain_pause(context, domain);
@@ -38,18 +80,19 @@ static uint64_t now_ns(void *context)
 static const struct de_hypervisor_operations machine_operations = {
     .map = map_read_only,
     .unmap = unmap,
-    .paging_enable = machine_paging_enable,
-    .paging_disable = machine_paging_disable,
+    .paging_enable = paging_enable,
+    .paging_disable = paging_disable,
+    .paging_take_over = paging_take_over,
     .paging_nominate = machine_paging_nominate,
     .paging_evict = machine_paging_evict,
     .paging_load = machine_paging_load,
     .share_nominate = machine_share_nominate,
     .share = machine_share,
     .unshare = machine_unshare,
-    .ring_take = machine_ring_take,
-    .ring_answer = machine_ring_answer,
-    .wait = machine_ring_wait,
-    .interrupt = machine_ring_interrupt,
+    .ring_take = take,
+    .ring_answer = answer,
+    .wait = wait,
+    .interrupt = interrupt,
     .pause = pause_domain,
     .unpause = unpause_domain,
     .yield = yield,

@@ -146,7 +146,8 @@ int de_machine_domain_destroy(struct de_machine *machine, uint16_t id)
     domain->dying = true;
     halt(domain);
     wake_everyone(domain);
-    pending_remove(machine, domain);
+    ring_forget(domain);
+    domain->ring.channel = NULL;
     machine->claimed -= domain->claimed;
     domain->claimed = 0;
     release_memory(machine, domain);

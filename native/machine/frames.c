@@ -40,10 +40,13 @@ void frame_put(struct de_machine *machine, uint32_t frame)
 static int memory_create(struct de_machine *machine)
 {
     size_t bytes = (size_t)machine->frame_count * DE_PAGE_SIZE;
-    machine->fd = memfd_create("diffengine-machine", MFD_CLOEXEC);
+    machine->fd = memfd_create("diffengine-machine", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (machine->fd < 0)
         return -errno;
     if (ftruncate(machine->fd, (off_t)bytes) < 0)
+        return -errno;
+    /* Other processes get this file: none of them may shrink it under our mapping. */
+    if (fcntl(machine->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
         return -errno;
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, machine->fd, 0);
     if (memory == MAP_FAILED)
@@ -78,7 +81,7 @@ static void memory_free(struct de_machine *machine)
     free(machine->frames);
     free(machine->free_frames);
     free(machine->domains);
-    wait_queue_destroy(&machine->events);
+    channel_destroy(&machine->channel);
     pthread_mutex_destroy(&machine->lock);
     free(machine);
 }
@@ -92,7 +95,7 @@ int de_machine_create(uint32_t frames, struct de_machine **result)
         return -ENOMEM;
     machine->fd = -1;
     machine->frame_count = frames;
-    int error = wait_queue_init(&machine->events);
+    int error = channel_init(&machine->channel);
     if (error) {
         free(machine);
         return error;

@@ -38,9 +38,21 @@ struct frame {
     struct share *share; /**< NULL: not shared */
 };
 
-/** Requests and answers, both counted for ever; slot i % DE_RING_SLOTS is in use from put to answer. */
+/** What tells one pager of events: the domains that have some. Xen has an event channel per ring. */
+struct channel {
+    struct domain *first_pending;
+    struct domain *last_pending;
+    bool interrupted;
+    struct wait_queue events; /**< the pager sleeps here */
+};
+
+/**
+ * Requests and answers, both counted for ever; slot i % DE_RING_SLOTS is in use from put to answer. It
+ * outlives its pager: whoever takes it over gets all that is unanswered once more.
+ */
 struct ring {
     bool enabled;
+    struct channel *channel; /**< its pager's; NULL: none, or the pager died */
     uint64_t put;
     uint64_t taken;
     uint64_t answered;
@@ -64,7 +76,7 @@ struct domain {
     uint64_t answers_dropped;
     struct ring ring;
     struct wait_queue slots; /**< vCPUs waiting for a free slot */
-    bool pending;            /**< in the machine's list of domains with events */
+    bool pending;            /**< in its channel's list of domains with events */
     struct domain *next_pending;
     struct de_vcpu *vcpus[DE_MACHINE_MAX_VCPUS];
     char crash[CRASH_TEXT_BYTES]; /**< "" = not crashed */
@@ -100,10 +112,7 @@ struct de_machine {
     uint64_t next_handle;
     struct domain **domains; /**< by id, up to next_domain */
     uint16_t next_domain;
-    struct domain *first_pending;
-    struct domain *last_pending;
-    bool interrupted;
-    struct wait_queue events; /**< the pager sleeps here */
+    struct channel channel; /**< of the pager in this process */
 };
 
 /* All functions below: the machine's lock is held. */
@@ -142,7 +151,6 @@ void domain_crash(struct domain *domain, const char *format, uint32_t gfn);
 uint64_t domain_private(const struct domain *domain);
 /** Take the frame (if any) out of a gfn, which becomes a hole. */
 void domain_drop_gfn(struct de_machine *machine, struct domain *domain, uint32_t gfn);
-void pending_remove(struct de_machine *machine, struct domain *domain);
 
 /* sharing.c */
 /** Make a shared gfn private: in place if it is the frame's only one, else by copy. 0 or -ENOMEM. */
@@ -154,7 +162,9 @@ void share_leave(struct de_machine *machine, struct domain *domain, uint32_t gfn
 /** Wait for a free slot. 0; -EBUSY: full, and @p vcpu is NULL (dom0 can't wait); -EOPNOTSUPP: no ring; or as
  * vcpu_wait(). */
 int ring_claim_slot(struct de_machine *machine, struct domain *domain, struct de_vcpu *vcpu);
-void ring_put(struct de_machine *machine, struct domain *domain, const struct de_vm_event *event);
+void ring_put(struct domain *domain, const struct de_vm_event *event);
+/** The domain is not announced to its pager any more. */
+void ring_forget(struct domain *domain);
 
 /* paging.c */
 /**
@@ -170,8 +180,6 @@ int vcpu_wait(struct de_vcpu *vcpu);
 int vcpu_stopped(const struct de_vcpu *vcpu);
 
 /* Operations of hypervisor.h, with the machine as context; they take the lock themselves. */
-int machine_paging_enable(void *context, uint16_t domain);
-int machine_paging_disable(void *context, uint16_t domain);
 int machine_paging_nominate(void *context, uint16_t domain, uint32_t gfn);
 int machine_paging_evict(void *context, uint16_t domain, uint32_t gfn);
 int machine_paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page);
@@ -179,9 +187,21 @@ int machine_share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_
 int machine_share(void *context, uint16_t source, uint32_t source_gfn, uint64_t source_handle,
                   uint16_t client, uint32_t client_gfn, uint64_t client_handle);
 int machine_unshare(void *context, uint16_t domain, uint32_t gfn);
-int machine_ring_take(void *context, uint16_t domain, struct de_vm_event *event);
-int machine_ring_answer(void *context, uint16_t domain, const struct de_vm_event *answer);
-int machine_ring_wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity);
-void machine_ring_interrupt(void *context);
+
+/* Rings, for the pager whose channel this is; they take the lock themselves. Errors: hypervisor.h. */
+int channel_init(struct channel *channel); /**< 0 or a negative errno value */
+void channel_destroy(struct channel *channel);
+/** Its pager is gone: rings stay as they are, without one. */
+void channel_abandon(struct de_machine *machine, struct channel *channel);
+int ring_enable(struct de_machine *machine, struct channel *channel, uint16_t domain);
+int ring_disable(struct de_machine *machine, struct channel *channel, uint16_t domain);
+int ring_take_over(struct de_machine *machine, struct channel *channel, uint16_t domain);
+int ring_take(struct de_machine *machine, struct channel *channel, uint16_t domain,
+              struct de_vm_event *event);
+int ring_answer(struct de_machine *machine, struct channel *channel, uint16_t domain,
+                const struct de_vm_event *answer);
+int ring_wait(struct de_machine *machine, struct channel *channel, uint64_t timeout_ns, uint16_t *domains,
+              size_t capacity);
+void ring_interrupt(struct de_machine *machine, struct channel *channel);
 
 #endif

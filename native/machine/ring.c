@@ -26,60 +26,124 @@ int ring_claim_slot(struct de_machine *machine, struct domain *domain, struct de
     return domain->ring.enabled ? 0 : -EOPNOTSUPP;
 }
 
-void ring_put(struct de_machine *machine, struct domain *domain, const struct de_vm_event *event)
+static void pending_add(struct domain *domain)
 {
-    domain->ring.slots[domain->ring.put++ % DE_RING_SLOTS] = *event;
+    struct channel *channel = domain->ring.channel;
+    if (!channel)
+        return;
     if (!domain->pending) {
         domain->pending = true;
         domain->next_pending = NULL;
-        if (machine->last_pending)
-            machine->last_pending->next_pending = domain;
+        if (channel->last_pending)
+            channel->last_pending->next_pending = domain;
         else
-            machine->first_pending = domain;
-        machine->last_pending = domain;
+            channel->first_pending = domain;
+        channel->last_pending = domain;
     }
-    block_wake(&machine->events);
+    block_wake(&channel->events);
 }
 
-void pending_remove(struct de_machine *machine, struct domain *domain)
+void ring_put(struct domain *domain, const struct de_vm_event *event)
 {
-    struct domain *previous = NULL;
-    for (struct domain *d = machine->first_pending; d; previous = d, d = d->next_pending) {
-        if (d != domain)
-            continue;
-        if (previous)
-            previous->next_pending = d->next_pending;
-        else
-            machine->first_pending = d->next_pending;
-        if (machine->last_pending == d)
-            machine->last_pending = previous;
-        d->pending = false;
+    domain->ring.slots[domain->ring.put++ % DE_RING_SLOTS] = *event;
+    pending_add(domain);
+}
+
+void ring_forget(struct domain *domain)
+{
+    struct channel *channel = domain->ring.channel;
+    if (!domain->pending || !channel)
         return;
-    }
+    struct domain *previous = NULL;
+    struct domain *found = channel->first_pending;
+    for (; found != domain; found = found->next_pending)
+        previous = found;
+    if (previous)
+        previous->next_pending = domain->next_pending;
+    else
+        channel->first_pending = domain->next_pending;
+    if (channel->last_pending == domain)
+        channel->last_pending = previous;
+    domain->pending = false;
 }
 
-int machine_paging_enable(void *context, uint16_t id)
+int channel_init(struct channel *channel)
 {
-    struct de_machine *machine = context;
+    *channel = (struct channel){.interrupted = false};
+    return wait_queue_init(&channel->events);
+}
+
+void channel_destroy(struct channel *channel)
+{
+    wait_queue_destroy(&channel->events);
+}
+
+void channel_abandon(struct de_machine *machine, struct channel *channel)
+{
+    pthread_mutex_lock(&machine->lock);
+    for (uint16_t id = 1; id < machine->next_domain; id++) {
+        struct domain *domain = machine->domains[id];
+        if (!domain || domain->ring.channel != channel)
+            continue;
+        ring_forget(domain);
+        domain->ring.channel = NULL;
+    }
+    pthread_mutex_unlock(&machine->lock);
+}
+
+int ring_enable(struct de_machine *machine, struct channel *channel, uint16_t id)
+{
     int error = -ESRCH;
     pthread_mutex_lock(&machine->lock);
     struct domain *domain = domain_find(machine, id);
-    if (domain) {
-        error = domain->ring.enabled ? -EBUSY : 0;
+    if (domain && domain->ring.enabled) {
+        error = -EBUSY;
+    } else if (domain) {
         domain->ring.enabled = true;
+        domain->ring.channel = channel;
+        error = 0;
     }
     pthread_mutex_unlock(&machine->lock);
     return error;
 }
 
-static int disable(struct de_machine *machine, struct domain *domain)
+static bool of_another(const struct domain *domain, const struct channel *channel)
 {
-    if (domain->ring.waiters)
+    return domain->ring.channel && domain->ring.channel != channel;
+}
+
+static int take_over(struct domain *domain, struct channel *channel)
+{
+    if (!domain->ring.enabled)
+        return -EINVAL;
+    if (of_another(domain, channel))
         return -EBUSY;
-    domain->ring.enabled = false;
+    domain->ring.channel = channel;
+    /* As with Xen, where the new pager starts at the last answer it finds in the ring. */
+    domain->ring.taken = domain->ring.answered;
+    if (domain->ring.put != domain->ring.taken)
+        pending_add(domain);
+    return 0;
+}
+
+int ring_take_over(struct de_machine *machine, struct channel *channel, uint16_t id)
+{
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = domain_find(machine, id);
+    int error = domain ? take_over(domain, channel) : -ESRCH;
+    pthread_mutex_unlock(&machine->lock);
+    return error;
+}
+
+static int disable(struct domain *domain, const struct channel *channel)
+{
+    if (domain->ring.waiters || of_another(domain, channel))
+        return -EBUSY;
     /* Requests nobody answered are lost with the ring; `put` goes on counting. */
     domain->ring.taken = domain->ring.answered = domain->ring.put;
-    pending_remove(machine, domain);
+    ring_forget(domain);
+    domain->ring.enabled = false;
+    domain->ring.channel = NULL;
     for (size_t i = 0; i < DE_MACHINE_MAX_VCPUS; i++) {
         struct de_vcpu *vcpu = domain->vcpus[i];
         if (!vcpu || !vcpu->pause_count)
@@ -90,23 +154,21 @@ static int disable(struct de_machine *machine, struct domain *domain)
     return 0;
 }
 
-int machine_paging_disable(void *context, uint16_t id)
+int ring_disable(struct de_machine *machine, struct channel *channel, uint16_t id)
 {
-    struct de_machine *machine = context;
     pthread_mutex_lock(&machine->lock);
     struct domain *domain = domain_find(machine, id);
-    int error = domain ? disable(machine, domain) : -ESRCH;
+    int error = domain ? disable(domain, channel) : -ESRCH;
     pthread_mutex_unlock(&machine->lock);
     return error;
 }
 
-int machine_ring_take(void *context, uint16_t id, struct de_vm_event *event)
+int ring_take(struct de_machine *machine, struct channel *channel, uint16_t id, struct de_vm_event *event)
 {
-    struct de_machine *machine = context;
     int result = -ESRCH;
     pthread_mutex_lock(&machine->lock);
     struct domain *domain = domain_find(machine, id);
-    if (domain && !domain->ring.enabled)
+    if (domain && (!domain->ring.enabled || domain->ring.channel != channel))
         result = -EINVAL;
     else if (domain) {
         result = domain->ring.put != domain->ring.taken;
@@ -141,13 +203,14 @@ static int resume(struct de_machine *machine, struct domain *domain, const struc
     return 0;
 }
 
-int machine_ring_answer(void *context, uint16_t id, const struct de_vm_event *answer)
+int ring_answer(struct de_machine *machine, struct channel *channel, uint16_t id,
+                const struct de_vm_event *answer)
 {
-    struct de_machine *machine = context;
     int error = -ESRCH;
     pthread_mutex_lock(&machine->lock);
     struct domain *domain = domain_find(machine, id);
-    if (domain && (!domain->ring.enabled || domain->ring.answered == domain->ring.taken))
+    if (domain && (!domain->ring.enabled || domain->ring.channel != channel ||
+                   domain->ring.answered == domain->ring.taken))
         error = -EINVAL;
     else if (domain) {
         domain->ring.answered++;
@@ -159,32 +222,31 @@ int machine_ring_answer(void *context, uint16_t id, const struct de_vm_event *an
     return error;
 }
 
-int machine_ring_wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity)
+int ring_wait(struct de_machine *machine, struct channel *channel, uint64_t timeout_ns, uint16_t *domains,
+              size_t capacity)
 {
-    struct de_machine *machine = context;
     uint64_t now_ns = timeout_ns ? block_now_ns() : 0;
     uint64_t deadline_ns = timeout_ns < BLOCK_FOREVER - now_ns ? now_ns + timeout_ns : BLOCK_FOREVER;
     size_t count = 0;
     pthread_mutex_lock(&machine->lock);
-    while (timeout_ns && !machine->first_pending && !machine->interrupted)
-        if (!block_until(&machine->events, &machine->lock, deadline_ns))
+    while (timeout_ns && !channel->first_pending && !channel->interrupted)
+        if (!block_until(&channel->events, &machine->lock, deadline_ns))
             break;
     if (timeout_ns)
-        machine->interrupted = false;
-    while (machine->first_pending && count < capacity) {
-        struct domain *domain = machine->first_pending;
+        channel->interrupted = false;
+    while (channel->first_pending && count < capacity) {
+        struct domain *domain = channel->first_pending;
         domains[count++] = domain->id;
-        pending_remove(machine, domain);
+        ring_forget(domain);
     }
     pthread_mutex_unlock(&machine->lock);
     return (int)count;
 }
 
-void machine_ring_interrupt(void *context)
+void ring_interrupt(struct de_machine *machine, struct channel *channel)
 {
-    struct de_machine *machine = context;
     pthread_mutex_lock(&machine->lock);
-    machine->interrupted = true;
-    block_wake(&machine->events);
+    channel->interrupted = true;
+    block_wake(&channel->events);
     pthread_mutex_unlock(&machine->lock);
 }

@@ -85,6 +85,14 @@ struct de_hypervisor_operations {
      * page crashes the domain, so load everything first.
      */
     int (*paging_disable)(void *context, uint16_t domain);
+    /**
+     * Become the pager of a domain whose pager is gone without having disabled: pages out stay out. Every
+     * event after the last answer is in the ring once more, and is announced by wait(). (Answers are counted,
+     * not matched, as in Xen's ring: a pager that answers out of order may see one event twice and miss
+     * another.) -EBUSY: its pager is alive. -EINVAL: no ring enabled. With the machine in this process every
+     * pager counts as gone: it is the caller who knows.
+     */
+    int (*paging_take_over)(void *context, uint16_t domain);
 
     /**
      * ram_rw -> paging_out. The next guest access gives an event with DE_PAGING_EVICT_FAIL.

@@ -834,6 +834,53 @@ static void test_wait(void)
     finish();
 }
 
+/* A pager that dies with one event answered, one taken and one not even seen: the next one gets the last two.
+ */
+static void test_take_over(void)
+{
+    start(16);
+    uint16_t domain = make_domain(3, 80);
+    CHECK_EQ(HV(paging_take_over, 99), -ESRCH);
+    CHECK_EQ(HV(paging_take_over, domain), -EINVAL);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    struct access accesses[3];
+    for (uint32_t i = 0; i < 3; i++) {
+        evict(domain, i);
+        accesses[i] = (struct access){.gfn = i};
+        CHECK_EQ(de_vcpu_create(machine, domain, &accesses[i].vcpu), 0);
+        access_start(&accesses[i]);
+        while (account_domain(domain).paging_events < i + 1)
+            pause_briefly();
+    }
+    uint8_t content[DE_PAGE_SIZE] = {90};
+    uint16_t ready[4];
+    CHECK_EQ(HV(wait, 0, ready, 4), 1);
+    struct de_vm_event event = next_event(domain);
+    CHECK_EQ(event.gfn, 0);
+    CHECK_EQ(HV(paging_load, domain, 0, content), 0);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    CHECK_EQ(next_event(domain).gfn, 1);
+    CHECK_EQ(HV(wait, 0, ready, 4), 0);
+
+    CHECK_EQ(HV(paging_take_over, domain), 0);
+    CHECK_EQ(HV(wait, UINT64_MAX, ready, 4), 1);
+    CHECK_EQ(ready[0], domain);
+    for (uint32_t gfn = 1; gfn < 3; gfn++) {
+        event = next_event(domain);
+        CHECK_EQ(event.gfn, gfn);
+        content[0]++;
+        CHECK_EQ(HV(paging_load, domain, gfn, content), 0);
+        CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    }
+    no_event(domain);
+    for (uint32_t i = 0; i < 3; i++) {
+        CHECK_EQ(access_join(&accesses[i]), 0);
+        CHECK_EQ(accesses[i].value, 90 + i);
+        de_vcpu_free(accesses[i].vcpu);
+    }
+    finish();
+}
+
 /* A serving thread that keeps evicted pages' bytes itself: a pager of 20 lines. */
 struct keeper {
     uint16_t domain;
@@ -1004,6 +1051,7 @@ int main(void)
     test_cow_without_memory();
     test_pause_and_destroy();
     test_wait();
+    test_take_over();
     test_guests_under_threads();
     test_guest_counts_wrong_bytes();
     return 0;
