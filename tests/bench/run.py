@@ -56,12 +56,12 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text} (load average {load})", file=sys.stderr, flush=True)
 
 
-def run_program(setting: Setting, name: str) -> list[dict[str, Any]]:
+def run_program(setting: Setting, name: str, inputs: Sequence[Path]) -> list[dict[str, Any]]:
     """A C benchmark's JSON of each run. Raises CalledProcessError if it fails."""
     results = []
     for turn in range(setting.runs):
         say(f"{name}, run {turn + 1} of {setting.runs}")
-        command = [str(setting.programs / name), *map(str, setting.images)]
+        command = [str(setting.programs / name), *map(str, inputs)]
         results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
     return results
 
@@ -111,13 +111,33 @@ def patch_rows(runs: Sequence[dict[str, Any]], whole: bool) -> list[Row]:
     ]
 
 
-def dense_rows(runs: Sequence[dict[str, Any]], whole: bool) -> list[Row]:
-    first = runs[0]
-    note = f"{first['patched']['count']} patches; p99 {first['patched']['p99_us']:.1f} us"
-    alone = f"{first['alone']['count']} pages; p99 {first['alone']['p99_us']:.1f} us"
+def fill_store(setting: Setting, store: Path) -> None:
+    say("filling a store")
+    script = Path(__file__).parent / "fill_store.py"
+    subprocess.run([sys.executable, str(script), str(store), *map(str, setting.images)], check=True)
+
+
+def rebuild_rows(from_store: Sequence[dict[str, Any]], codec: Sequence[dict[str, Any]]) -> list[Row]:
+    patched, alone, dense = from_store[0]["patched"], from_store[0]["alone"], codec[0]
+    peers = f"LZ4 {dense['lz4']['p50_us']:.1f} us, zstd -1 {dense['zstd']['p50_us']:.1f} us in the same run"
+    if not patched["count"]:
+        return [Row("dense patch rebuilt from the store, p50", 10, (), " us", note="no patches in these images")]
     return [
-        Row("dense patch, rebuilt with its reference, p50", 10, values(runs, "patched", "p50_us"), " us", note=note),
-        Row("dense page alone, p50", 10, values(runs, "alone", "p50_us"), " us", note=alone),
+        Row(
+            "dense patch rebuilt from the store, p50",
+            10,
+            values(from_store, "patched", "p50_us"),
+            " us",
+            note=f"{patched['count']} patches; p99 {patched['p99_us']:.1f} us",
+        ),
+        Row(
+            "dense page alone from the store, p50",
+            10,
+            values(from_store, "alone", "p50_us"),
+            " us",
+            note=f"{alone['count']} pages; p99 {alone['p99_us']:.1f} us",
+        ),
+        Row("dense patch, the codec's part, p50", 10, values(codec, "patched", "p50_us"), " us", note=peers),
     ]
 
 
@@ -176,14 +196,18 @@ def process_rows(setting: Setting, run: footprint.Run) -> list[Row]:
 
 def measure(setting: Setting) -> list[Row]:
     """Everything, one after the other: two timings at once would spoil each other."""
-    rows = digest_rows(run_program(setting, "digest_bench"), setting.whole)
-    rows += patch_rows(run_program(setting, "patch_bench"), setting.whole)
-    rows += dense_rows(run_program(setting, "dense_bench"), setting.whole)
+    images, whole = setting.images, setting.whole
+    rows = digest_rows(run_program(setting, "digest_bench", images), whole)
+    rows += patch_rows(run_program(setting, "patch_bench", images), whole)
     with tempfile.TemporaryDirectory() as directory:
+        store = Path(directory) / "store"
+        fill_store(setting, store)
+        from_store = run_program(setting, "rebuild_bench", [store])
+        rows += rebuild_rows(from_store, run_program(setting, "dense_bench", images))
         report, process = run_analyze(setting, Path(directory))
         without, _ = run_analyze(setting, Path(directory), "--detector", "none")
     say("zstd -3 --long=27 over the distinct pages")
-    rows += size_rows(yardstick.measure(setting.images), report, without, setting.whole)
+    rows += size_rows(yardstick.measure(images), report, without, whole)
     return rows + process_rows(setting, process)
 
 

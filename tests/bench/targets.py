@@ -54,7 +54,7 @@ def as_table(rows: Sequence[Row]) -> str:
     cells = [("", "target", "measured", "", "")]
     for row in rows:
         sign = ">=" if row.at_least else "<="
-        cells.append((row.name, f"{sign} {row.target:g}{row.unit}", _measured(row), row.verdict, _note(row)))
+        cells.append((row.name, f"{sign} {row.target:.4g}{row.unit}", _measured(row), row.verdict, _note(row)))
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     return "\n".join(
         f"{name:<{widths[0]}}  {target:>{widths[1]}}  {measured:>{widths[2]}}  {verdict:<{widths[3]}}  {note}".rstrip()
