@@ -25,10 +25,10 @@ static int paging_disable(void *context, uint16_t domain)
     return ring_disable(machine, &machine->channel, domain);
 }
 
-static int paging_take_over(void *context, uint16_t domain)
+static int paging_take_over(void *context, uint16_t domain, uint32_t *answered)
 {
     struct de_machine *machine = context;
-    return ring_take_over(machine, &machine->channel, domain);
+    return ring_take_over(machine, &machine->channel, domain, answered);
 }
 
 static int take(void *context, uint16_t domain, struct de_vm_event *event)

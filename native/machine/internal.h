@@ -195,7 +195,7 @@ void channel_destroy(struct channel *channel);
 void channel_abandon(struct de_machine *machine, struct channel *channel);
 int ring_enable(struct de_machine *machine, struct channel *channel, uint16_t domain);
 int ring_disable(struct de_machine *machine, struct channel *channel, uint16_t domain);
-int ring_take_over(struct de_machine *machine, struct channel *channel, uint16_t domain);
+int ring_take_over(struct de_machine *machine, struct channel *channel, uint16_t domain, uint32_t *answered);
 int ring_take(struct de_machine *machine, struct channel *channel, uint16_t domain,
               struct de_vm_event *event);
 int ring_answer(struct de_machine *machine, struct channel *channel, uint16_t domain,

@@ -126,11 +126,13 @@ static int take_over(struct domain *domain, struct channel *channel)
     return 0;
 }
 
-int ring_take_over(struct de_machine *machine, struct channel *channel, uint16_t id)
+int ring_take_over(struct de_machine *machine, struct channel *channel, uint16_t id, uint32_t *answered)
 {
     pthread_mutex_lock(&machine->lock);
     struct domain *domain = domain_find(machine, id);
     int error = domain ? take_over(domain, channel) : -ESRCH;
+    if (!error)
+        *answered = (uint32_t)domain->ring.answered;
     pthread_mutex_unlock(&machine->lock);
     return error;
 }

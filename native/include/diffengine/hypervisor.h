@@ -87,12 +87,14 @@ struct de_hypervisor_operations {
     int (*paging_disable)(void *context, uint16_t domain);
     /**
      * Become the pager of a domain whose pager is gone without having disabled: pages out stay out. Every
-     * event after the last answer is in the ring once more, and is announced by wait(). (Answers are counted,
-     * not matched, as in Xen's ring: a pager that answers out of order may see one event twice and miss
-     * another.) -EBUSY: its pager is alive. -EINVAL: no ring enabled. With the machine in this process every
-     * pager counts as gone: it is the caller who knows.
+     * event after the last answer is in the ring once more, and is announced by wait(). -EBUSY: its pager is
+     * alive. -EINVAL: no ring enabled. With the machine in this process every pager counts as gone: it is the
+     * caller who knows.
+     * @param[out] answered How many answers the ring has had (Xen: its rsp_prod). Answers are counted, not
+     * matched: after answers out of order one event comes twice and another not at all, unless the pager
+     * keeps a record of its own, which this number completes.
      */
-    int (*paging_take_over)(void *context, uint16_t domain);
+    int (*paging_take_over)(void *context, uint16_t domain, uint32_t *answered);
 
     /**
      * ram_rw -> paging_out. The next guest access gives an event with DE_PAGING_EVICT_FAIL.

@@ -840,8 +840,9 @@ static void test_take_over(void)
 {
     start(16);
     uint16_t domain = make_domain(3, 80);
-    CHECK_EQ(HV(paging_take_over, 99), -ESRCH);
-    CHECK_EQ(HV(paging_take_over, domain), -EINVAL);
+    uint32_t answered;
+    CHECK_EQ(HV(paging_take_over, 99, &answered), -ESRCH);
+    CHECK_EQ(HV(paging_take_over, domain, &answered), -EINVAL);
     CHECK_EQ(HV(paging_enable, domain), 0);
     struct access accesses[3];
     for (uint32_t i = 0; i < 3; i++) {
@@ -862,7 +863,8 @@ static void test_take_over(void)
     CHECK_EQ(next_event(domain).gfn, 1);
     CHECK_EQ(HV(wait, 0, ready, 4), 0);
 
-    CHECK_EQ(HV(paging_take_over, domain), 0);
+    CHECK_EQ(HV(paging_take_over, domain, &answered), 0);
+    CHECK_EQ(answered, 1);
     CHECK_EQ(HV(wait, UINT64_MAX, ready, 4), 1);
     CHECK_EQ(ready[0], domain);
     for (uint32_t gfn = 1; gfn < 3; gfn++) {
