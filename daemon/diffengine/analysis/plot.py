@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An analysis as a picture: bytes left by technique, and what each pair of images shares."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 
 from diffengine.analysis.analyze import ALL, GROUPED, ISOLATED, Analysis
 from diffengine.analysis.pipelines import PipelineResult
+from diffengine.errors import one_line
 from diffengine.images import PAGE_BYTES
 
 MIB = 1 << 20
@@ -40,7 +42,10 @@ def save_plot(analysis: Analysis, path: str) -> None:
         _draw_bars(axis, analysis, scope, highest)
     if several:
         _draw_heat_map(axes[0][-1], analysis)
-    figure.savefig(Path(path), dpi=130)
+    with warnings.catch_warnings():
+        # An image's name may be in a script that the font lacks: its letters show as boxes then.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(Path(path), dpi=130)
 
 
 def _parts(result: PipelineResult) -> list[float]:
@@ -75,7 +80,7 @@ def _draw_bars(axis: Axes, analysis: Analysis, scope: str, highest: float) -> No
 
 def _draw_heat_map(axis: Axes, analysis: Analysis) -> None:
     mib = analysis.shared_between * PAGE_BYTES / MIB
-    names = [Path(path).name for path, _ in analysis.images]
+    names = [one_line(Path(path).name) for path, _ in analysis.images]
     picture = axis.imshow(mib, cmap="viridis", vmin=0)
     axis.figure.colorbar(picture, ax=axis, shrink=0.75, label="MiB")
     few = len(names) <= 12
@@ -92,8 +97,8 @@ def _draw_heat_map(axis: Axes, analysis: Analysis) -> None:
                 color="w" if light else "k",
             )
     size = 8 if few else 5
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=size)
-    axis.set_yticks(range(len(names)), names, fontsize=size)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=size, parse_math=False)
+    axis.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     axis.set_title(
         "non-zero memory of the row's image\nthat the column's image holds too\n(diagonal: copies within it)",
         fontsize=9,
