@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The `diffengine` command run as users run it: a process of its own."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from diffengine.cli import main
 
 COMMAND = [sys.executable, "-m", "diffengine"]
 TIMEOUT_SECONDS = 120
@@ -30,6 +34,15 @@ def output_of(*arguments: str | Path, **environment: str) -> str:
     done = diffengine(*arguments, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def report_in_process(*arguments: str | Path) -> dict[str, Any]:
+    """The same report as `report_of` without what it takes to start a process."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        assert main(["analyze", "--json", *map(str, arguments)]) == 0
+    report: dict[str, Any] = json.loads(stdout.getvalue())
+    return report
 
 
 def report_of(*arguments: str | Path) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ctrl-C at any moment: gone within a second, exit code 130, one line, no traceback, nothing left behind."""
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command import COMMAND
+
+LIMIT_SECONDS = 1.0
+Started = "subprocess.Popen[str]"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 MiB, no two pages alike, all of them compressible: many seconds of work."""
+    path = tmp_path_factory.mktemp("large") / "large.raw"
+    rng = np.random.default_rng(1)
+    rng.choice(np.frombuffer(b"etaoinshrdlu \n\0\0", np.uint8), 64 << 20).tofile(path)
+    return path
+
+
+def start(*arguments: str | Path) -> Started:
+    # In a session of its own, as a shell starts its jobs: the signal goes to the command alone.
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(happened: Callable[[], bool], process: Started) -> None:
+    while not happened():
+        assert process.poll() is None, "it ended before it was interrupted"
+        time.sleep(0.005)
+
+
+def interrupt(process: Started) -> None:
+    """Interrupts it and holds it to what Ctrl-C must do."""
+    os.killpg(process.pid, signal.SIGINT)
+    start_seconds = time.monotonic()
+    stdout, stderr = process.communicate(timeout=60)
+    took_seconds = time.monotonic() - start_seconds
+    assert (stdout, stderr) == ("", "diffengine: interrupted; nothing was changed\n")
+    # Where an import was just compiling code, Python ends itself by the signal; shells show 130 for both.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert took_seconds < LIMIT_SECONDS
+
+
+def cpu_seconds(process: Started) -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def maps(process: Started, name: str) -> bool:
+    return name in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("module", ["_multiarray_umath", "_native"])
+def test_while_importing(large: Path, module: str) -> None:
+    process = start("analyze", large)
+    wait_until(lambda: maps(process, module), process)
+    interrupt(process)
+
+
+@pytest.mark.parametrize("more_cpu_seconds", [0.0, 0.1, 0.5, 1.2, 2.5, 4.0])
+def test_while_analysing(large: Path, more_cpu_seconds: float) -> None:
+    process = start("analyze", large, large, "--jobs", "2")
+    wait_until(lambda: maps(process, str(large)), process)
+    begun = cpu_seconds(process)
+    wait_until(lambda: cpu_seconds(process) >= begun + more_cpu_seconds, process)
+    interrupt(process)
+
+
+def test_a_store_file_does_not_stay(large: Path, tmp_path: Path) -> None:
+    process = start("analyze", large, "--store-file", tmp_path / "store")
+    wait_until(lambda: maps(process, str(tmp_path / "store")), process)
+    interrupt(process)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_while_guests_run(samples: dict[str, Path]) -> None:
+    process = start("demo", samples["d12a-work"], samples["d12b-work"], "--operations", "1000000000")
+    assert process.stdout
+    for line in process.stdout:
+        if "compress the others" in line:
+            break
+    time.sleep(0.5)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - begun < LIMIT_SECONDS
+    assert (process.returncode, stderr) == (130, "diffengine: interrupted; nothing was changed\n")
+
+
+def test_on_a_terminal_progress_is_shown_and_the_cursor_comes_back(large: Path) -> None:
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "analyze", str(large)],
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(terminal)
+    shown = b""
+    while b"MB/s" not in shown:
+        shown += os.read(controller, 4096)
+    assert b"\x1b[?25l" in shown
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        while chunk := os.read(controller, 4096):
+            shown += chunk
+    except OSError:  # the terminal's last user has left
+        pass
+    assert process.wait(timeout=60) == 130
+    os.close(controller)
+    assert b"%" in shown
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert b"interrupted" in shown and b"Traceback" not in shown
