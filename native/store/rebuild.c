@@ -145,6 +145,13 @@ int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page)
     return status;
 }
 
+void de_rebuild_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, size_t count, uint8_t *pages,
+                      uint8_t *right)
+{
+    for (size_t i = 0; i < count; i++)
+        right[i] = de_rebuild_page(rebuilder, ids[i], pages + i * DE_PAGE_SIZE) == DE_OK;
+}
+
 void de_rebuild_verify_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, const uint8_t *const *pages,
                              size_t count, uint8_t *right)
 {

@@ -23,6 +23,15 @@ void de_rebuilder_free(struct de_rebuilder *rebuilder);
 int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page);
 
 /**
+ * Rebuild @p count objects: what patches against them are made from.
+ * @param[out] pages count * DE_PAGE_SIZE bytes.
+ * @param[out] right 1 per object, or 0: there is none, or it is corrupt (its page's content is then
+ * undefined).
+ */
+void de_rebuild_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, size_t count, uint8_t *pages,
+                      uint8_t *right);
+
+/**
  * Rebuild @p count objects, each compared byte for byte with the page it must give ("verify before free").
  * @param[out] right right[i] = 1 if object ids[i] gives pages[i], else 0. ids[i] == DE_NONE: left at 1.
  */
