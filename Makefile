@@ -101,8 +101,8 @@ bench: build build/bench/build.ninja $(STAMPS)/images
 	$(BIN)/ninja --quiet -C build/bench
 	$(BIN)/python tests/bench/run.py --programs build/bench/tests/bench --command $(BIN)/diffengine $(BENCH_OPTIONS) $(IMAGES)
 
-# The decoders read untrusted bytes. A corpus grows in build/fuzz/NAME; an input that is found to do harm stays there too,
-# so that the next run fails until it is put right.
+# The decoders read untrusted bytes. A corpus grows in build/fuzz/NAME, from what the encoders make of the samples; an input
+# that is found to do harm stays there too, so that the next run fails until it is put right.
 FUZZERS := fuzz_dense fuzz_patch
 SECONDS ?= 60
 $(STAMPS)/fuzz-packages: $(STAMPS)/packages
@@ -112,10 +112,12 @@ build/fuzzers/build.ninja: $(STAMPS)/venv $(STAMPS)/fuzz-packages
 	rm -rf build/fuzzers
 	CC=clang $(BIN)/meson setup build/fuzzers . -Dpython=false -Dfuzzers=true -Dbuildtype=debugoptimized -Db_lundef=false
 
-fuzz: build/fuzzers/build.ninja
-	$(BIN)/ninja --quiet -C build/fuzzers $(addprefix native/fuzz/,$(FUZZERS))
+fuzz: build/fuzzers/build.ninja $(STAMPS)/images
+	$(BIN)/ninja --quiet -C build/fuzzers $(addprefix native/fuzz/,$(FUZZERS) write_seeds)
+	@mkdir -p build/fuzz/fuzz_patch build/fuzz/fuzz_dense
+	build/fuzzers/native/fuzz/write_seeds build/fuzz/fuzz_patch build/fuzz/fuzz_dense $(lastword $(DEMO_IMAGES))
 	@for name in $(FUZZERS); do \
-	  corpus=build/fuzz/$$name; log=$$corpus.log; mkdir -p $$corpus; echo "$$name for $(SECONDS) s, log in $$log"; \
+	  corpus=build/fuzz/$$name; log=$$corpus.log; echo "$$name for $(SECONDS) s, log in $$log"; \
 	  build/fuzzers/native/fuzz/$$name -max_total_time=$(SECONDS) -timeout=10 -max_len=8192 -print_final_stats=1 \
 	    -artifact_prefix=$$corpus/ $$corpus > $$log 2>&1 || { tail -n 60 $$log; echo "$$name: a finding, see above"; exit 1; }; \
 	  grep -E '^Done|number_of_executed|slowest|peak_rss' $$log; \
