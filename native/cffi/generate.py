@@ -27,6 +27,7 @@ HEADERS = (
     "encode",
     "hypervisor",
     "machine",
+    "program",
     "pager",
 )
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)

@@ -58,3 +58,13 @@ uint64_t block_now_ns(void)
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
 }
+
+int block_thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
+{
+    return -pthread_create(thread, NULL, run, argument);
+}
+
+void block_thread_join(pthread_t thread)
+{
+    pthread_join(thread, NULL);
+}

@@ -34,4 +34,8 @@ void block_yield(void);
 
 uint64_t block_now_ns(void);
 
+/** A thread of a guest. 0 or a negative errno value. */
+int block_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
+void block_thread_join(pthread_t thread);
+
 #endif

@@ -89,8 +89,11 @@ struct de_vcpu {
     uint32_t id;
     unsigned pause_count;
     bool kicked;
-    struct wait_queue wake; /**< it sleeps here while it or its domain is paused */
-    struct de_vcpu_statistics statistics;
+    struct wait_queue wake;   /**< it sleeps here while it or its domain is paused */
+    _Atomic(uint64_t) faults; /**< these four: written by its thread alone, read by any */
+    _Atomic(uint64_t) cow_breaks;
+    _Atomic(uint64_t) stall_ns;
+    _Atomic(uint64_t) stalled_since_ns; /**< the access under way, once it waits for the pager; 0: none */
     uint64_t *samples_ns;
     size_t sample_capacity;
 };

@@ -51,8 +51,17 @@ int vcpu_wait(struct de_vcpu *vcpu)
     }
 }
 
-/* @param[out] waited Set if the pager had to be asked. */
-static int resolve(struct de_vcpu *vcpu, uint32_t gfn, bool write, bool *waited)
+static uint64_t counter(const _Atomic(uint64_t) *value)
+{
+    return atomic_load_explicit(value, memory_order_relaxed);
+}
+
+static void count(_Atomic(uint64_t) *value, uint64_t change)
+{
+    atomic_store_explicit(value, counter(value) + change, memory_order_relaxed);
+}
+
+static int resolve(struct de_vcpu *vcpu, uint32_t gfn, bool write, uint64_t start_ns)
 {
     struct domain *domain = vcpu->domain;
     int error = vcpu_wait(vcpu);
@@ -64,27 +73,29 @@ static int resolve(struct de_vcpu *vcpu, uint32_t gfn, bool write, bool *waited)
     case DE_P2M_INVALID:
         return -EFAULT;
     case DE_P2M_SHARED:
-        if (write && share_break(vcpu->machine, domain, gfn))
+        if (write && share_break(vcpu->machine, domain, gfn)) {
             domain_crash(domain, "no free frame for a private copy of gfn %#x", gfn);
-        else if (write)
-            vcpu->statistics.cow_breaks++;
+        } else if (write) {
+            count(&vcpu->cow_breaks, 1);
+            /* Else it is part of a fault's time. */
+            if (!counter(&vcpu->stalled_since_ns))
+                count(&vcpu->stall_ns, block_now_ns() - start_ns);
+        }
         return vcpu_stopped(vcpu);
     default:
-        *waited = true;
+        if (!counter(&vcpu->stalled_since_ns))
+            count(&vcpu->stalled_since_ns, start_ns);
         error = paging_populate(vcpu->machine, domain, gfn, vcpu);
         return error == -EOPNOTSUPP ? -ESHUTDOWN : error ? error : vcpu_wait(vcpu);
     }
 }
 
-static int fault(struct de_vcpu *vcpu, uint32_t gfn, bool write, uint64_t *fault_start_ns)
+static int fault(struct de_vcpu *vcpu, uint32_t gfn, bool write)
 {
-    bool waited = false;
     uint64_t start_ns = block_now_ns();
     pthread_mutex_lock(&vcpu->machine->lock);
-    int error = resolve(vcpu, gfn, write, &waited);
+    int error = resolve(vcpu, gfn, write, start_ns);
     pthread_mutex_unlock(&vcpu->machine->lock);
-    if (waited && !*fault_start_ns)
-        *fault_start_ns = start_ns;
     return error;
 }
 
@@ -92,9 +103,10 @@ static void note_fault(struct de_vcpu *vcpu, uint64_t start_ns)
 {
     uint64_t took_ns = block_now_ns() - start_ns;
     if (vcpu->sample_capacity)
-        vcpu->samples_ns[vcpu->statistics.faults % vcpu->sample_capacity] = took_ns;
-    vcpu->statistics.faults++;
-    vcpu->statistics.stall_ns += took_ns;
+        vcpu->samples_ns[counter(&vcpu->faults) % vcpu->sample_capacity] = took_ns;
+    atomic_store_explicit(&vcpu->stalled_since_ns, 0, memory_order_relaxed);
+    count(&vcpu->faults, 1);
+    count(&vcpu->stall_ns, took_ns);
 }
 
 /* One try, without the lock. */
@@ -122,12 +134,12 @@ static int guest_access(struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset, uin
         return -EINVAL;
     if (gfn >= vcpu->domain->gfns)
         return -EFAULT;
-    uint64_t fault_start_ns = 0;
     int error = 0;
     while (!error && !access_resident(vcpu, gfn, offset, buffer, len, write))
-        error = fault(vcpu, gfn, write, &fault_start_ns);
-    if (fault_start_ns)
-        note_fault(vcpu, fault_start_ns);
+        error = fault(vcpu, gfn, write);
+    uint64_t stalled_since_ns = counter(&vcpu->stalled_since_ns);
+    if (stalled_since_ns)
+        note_fault(vcpu, stalled_since_ns);
     return error;
 }
 
@@ -204,7 +216,12 @@ void de_vcpu_sample(struct de_vcpu *vcpu, uint64_t *samples_ns, size_t capacity)
 
 void de_vcpu_statistics(const struct de_vcpu *vcpu, struct de_vcpu_statistics *statistics)
 {
-    *statistics = vcpu->statistics;
+    uint64_t since_ns = counter(&vcpu->stalled_since_ns);
+    *statistics = (struct de_vcpu_statistics){
+        .faults = counter(&vcpu->faults),
+        .cow_breaks = counter(&vcpu->cow_breaks),
+        .stall_ns = counter(&vcpu->stall_ns) + (since_ns ? block_now_ns() - since_ns : 0),
+    };
 }
 
 void de_vcpu_kick(struct de_vcpu *vcpu)

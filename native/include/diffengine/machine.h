@@ -113,7 +113,7 @@ struct de_vcpu;
 struct de_vcpu_statistics {
     uint64_t faults;     /**< accesses that waited for the pager at least once */
     uint64_t cow_breaks; /**< accesses that copied a shared page */
-    uint64_t stall_ns;   /**< time in those accesses */
+    uint64_t stall_ns;   /**< time in those accesses, also in the fault that is under way */
 };
 
 /** @return 0, -ESRCH, -ENOSPC (DE_MACHINE_MAX_VCPUS) or -ENOMEM. The vCPU belongs to one thread. */
@@ -121,6 +121,7 @@ int de_vcpu_create(struct de_machine *machine, uint16_t domain, struct de_vcpu *
 void de_vcpu_free(struct de_vcpu *vcpu);
 /** Each fault's duration goes to samples_ns[faults % capacity] from now on. Owned by the caller. */
 void de_vcpu_sample(struct de_vcpu *vcpu, uint64_t *samples_ns, size_t capacity);
+/** Any thread. */
 void de_vcpu_statistics(const struct de_vcpu *vcpu, struct de_vcpu_statistics *statistics);
 /** Make the access that blocks now, and every later one that would, return -EINTR. Any thread. */
 void de_vcpu_kick(struct de_vcpu *vcpu);
