@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "layout.h"
 #include <diffengine/compress.h>
 #include <diffengine/dense.h>
 #include <diffengine/digest.h>
@@ -14,6 +15,7 @@ struct de_rebuilder {
     /** What an object of depth d refers to is rebuilt into scratch[d - 1]. */
     uint8_t scratch[DE_STORE_MAX_DEPTH][DE_PAGE_SIZE];
     struct de_dense_window window;
+    const struct de_swapped_parts *parts; /**< read from swap for the page under way */
 };
 
 int de_rebuilder_create(struct de_store *store, struct de_rebuilder **rebuilder)
@@ -55,6 +57,24 @@ static int fill(const struct de_object *object, uint8_t *page)
 
 static int decode(struct de_rebuilder *rebuilder, const struct de_object *object, uint8_t *page);
 
+/* Look an object up; if its payload is in swap, it must be among the parts that were read. */
+static int find(struct de_rebuilder *rebuilder, uint32_t id, struct de_object *object)
+{
+    int status = de_store_get(rebuilder->reader, id, object);
+    if (status != DE_OK || object->encoding != DE_ENCODING_SWAPPED)
+        return status;
+    struct de_swap_place place = de_object_swap_place(object);
+    for (size_t i = 0; rebuilder->parts && i < rebuilder->parts->count; i++) {
+        if (rebuilder->parts->ids[i] != id || rebuilder->parts->places[i].nonce != place.nonce)
+            continue;
+        object->encoding = (enum de_encoding)place.encoding;
+        object->payload = rebuilder->parts->payloads[i];
+        object->payload_bytes = place.payload_bytes;
+        return DE_OK;
+    }
+    return DE_BUSY;
+}
+
 /*
  * A reference's page: where it lies in the store if it is raw, else rebuilt into @p scratch. It must be less
  * deep than what refers to it, which also ends any circle that damaged headers make.
@@ -63,8 +83,9 @@ static int open_reference(struct de_rebuilder *rebuilder, uint32_t id, uint8_t a
                           const uint8_t **page)
 {
     struct de_object reference;
-    if (de_store_get(rebuilder->reader, id, &reference) != DE_OK || reference.depth >= above)
-        return DE_CORRUPT;
+    int status = find(rebuilder, id, &reference);
+    if (status != DE_OK || reference.depth >= above)
+        return status == DE_BUSY ? DE_BUSY : DE_CORRUPT;
     *page = reference.encoding == DE_ENCODING_RAW ? reference.payload : scratch;
     return *page == scratch ? decode(rebuilder, &reference, scratch) : DE_OK;
 }
@@ -97,6 +118,9 @@ static int unpack_dense(struct de_rebuilder *rebuilder, const struct de_object *
         return DE_CORRUPT;
     if (has_reference) {
         const uint8_t *reference;
+        /* Cold as a rule: let it come while the reference is rebuilt. */
+        for (uint32_t at = 0; at < object->payload_bytes; at += 64)
+            __builtin_prefetch(object->payload + at);
         int status = page_reference(rebuilder, object, 1, &reference);
         if (status != DE_OK)
             return status;
@@ -127,16 +151,57 @@ static int decode(struct de_rebuilder *rebuilder, const struct de_object *object
     case DE_ENCODING_DENSE:
         return unpack_dense(rebuilder, object, page);
     case DE_ENCODING_MODEL:
+    case DE_ENCODING_SWAPPED:
         break;
     }
     return DE_CORRUPT;
 }
 
-int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page)
+/* The page that an object is built on, DE_NONE: none. */
+static uint32_t page_below(const struct de_object *object)
+{
+    switch (de_object_codec(object)) {
+    case DE_ENCODING_PATCH:
+        return object->references[0];
+    case DE_ENCODING_DENSE:
+        return object->reference_count > 1 ? object->references[1] : DE_NONE;
+    default:
+        return DE_NONE;
+    }
+}
+
+int de_rebuild_find_swapped(struct de_rebuilder *rebuilder, uint32_t id, struct de_swapped_parts *parts)
 {
     struct de_object object;
+    int status = DE_OK;
+    parts->count = 0;
     de_store_enter(rebuilder->reader);
-    int status = de_store_get(rebuilder->reader, id, &object);
+    for (unsigned level = 0; status == DE_OK && id != DE_NONE && level < DE_REBUILD_MAX_SWAPPED; level++) {
+        status = de_store_get(rebuilder->reader, id, &object);
+        if (status != DE_OK)
+            break;
+        if (object.encoding == DE_ENCODING_SWAPPED) {
+            parts->ids[parts->count] = id;
+            parts->places[parts->count++] = de_object_swap_place(&object);
+        }
+        id = page_below(&object);
+    }
+    de_store_leave(rebuilder->reader);
+    return status;
+}
+
+int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page)
+{
+    return de_rebuild_swapped(rebuilder, id, NULL, page);
+}
+
+int de_rebuild_swapped(struct de_rebuilder *rebuilder, uint32_t id, const struct de_swapped_parts *parts,
+                       uint8_t *page)
+{
+    struct de_object object;
+    rebuilder->parts = parts;
+    de_store_enter(rebuilder->reader);
+    int status = find(rebuilder, id, &object);
     if (status == DE_OK)
         status = decode(rebuilder, &object, page);
     if (status == DE_OK && de_page_checksum(page) != object.checksum)

@@ -354,7 +354,7 @@ static void print_result(const struct corpus *corpus, struct times times[SERIES]
 
 int main(int argc, char **argv)
 {
-    unsigned long max_depth = 2, step = 1;
+    unsigned long max_depth = 1, step = 1;
     int option;
     while ((option = getopt(argc, argv, "d:s:")) != -1) {
         if (option == 'd')

@@ -26,7 +26,8 @@ from diffengine.native import (
 ENCODE_BATCH_PAGES = 256
 # Bytes of the shift-tolerant detector's index per distinct page (similarity.h).
 SHIFT_INDEX_BYTES_PER_PAGE = 32
-SHIFT_MAX_DEPTH = 2
+# A second level gains 0.45 % of the bytes, and makes the median rebuild of a patch a third slower.
+SHIFT_MAX_DEPTH = 1
 
 
 @dataclass(frozen=True)
