@@ -107,11 +107,17 @@ class Demo:
 
         run = PipelineRun(BEST, Scope("demo", groups, identical), self._images, census, seed, workers, 2, Silent())
         plan = run.plan(self._store, groups[0])
-        alone = pages_alone(self._images.pages, sources, clients)[plan.pages]
+        unshared = pages_alone(self._images.pages, sources, clients)
+        same_filled = np.flatnonzero(unshared & (census.kinds == PageKind.SAME_FILLED)).astype(np.uint32)
+        alone = unshared[plan.pages]
         similar = with_references(plan, (plan.references != NONE) & alone)
-        for name, chosen in (("patch similar pages", similar), ("compress the others", alone & ~similar)):
+        no_more = np.empty(0, dtype=np.uint32)
+        for name, chosen, more in (
+            ("patch similar pages", similar, no_more),
+            ("compress the others", alone & ~similar, same_filled),
+        ):
             run.put(self._store, plan, chosen)
-            results = self._evict(plan.pages[chosen & alone], run.filled)
+            results = self._evict(np.concatenate([plan.pages[chosen & alone], more]), run.filled)
             yield self._step(name, results)
         # The page table has references of its own now; objects of pages that were not evicted go.
         self._store.release(run.filled.ids)
