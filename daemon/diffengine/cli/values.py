@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-SIZE = re.compile(r"(\d{1,15})\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+SIZE = re.compile(r"([0-9]{1,15})\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 
 
 def size(text: str) -> int:
@@ -21,7 +21,7 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     """A parser for whole numbers from least to most."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,20}", text) or not least <= int(text) <= most:
+        if not re.fullmatch(r"[0-9]{1,20}", text) or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
         return int(text)
 
