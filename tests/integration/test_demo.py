@@ -3,13 +3,23 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from command import output_of, refusal_of
+from diffengine.analysis.census import Census, Identical
+from diffengine.demo import DemoResult, Memory, check_result
+from diffengine.demo.run import MOST_SHARERS, pages_alone, sharing_pairs
+from diffengine.errors import DiffengineError
+from diffengine.hypervisor.embedded import GuestResult, PagerStatistics
+from diffengine.native import NONE, PageKind
 from page_fixtures import PAGE, random_page, text_page, word_page, write_image
 
 STEPS = ["all pages resident", "share identical pages", "patch similar pages", "compress the others"]
@@ -150,3 +160,34 @@ def test_it_is_drawn(tmp_path: Path, suffix: str) -> None:
 )
 def test_options_that_can_not_be(pair: Sequence[Path], options: list[str], complaint: str) -> None:
     assert complaint in refusal_of("demo", pair[0], *options)
+
+
+@given(st.lists(st.one_of(st.just(0), st.integers(0, 3), st.integers(0, 1000)), min_size=1, max_size=1200))
+@example([0] * 257)
+@example([1] * 512 + [2] * 513)
+def test_sharing_pairs_join_equal_pages_at_most_256_to_a_frame(contents: list[int]) -> None:
+    """Content 0 is the zero page."""
+    kinds = np.array([PageKind.PLAIN if content else PageKind.ZERO for content in contents], dtype=np.uint8)
+    first: dict[int, int] = {}
+    leaders = [first.setdefault(content, n) if content else NONE for n, content in enumerate(contents)]
+    census = Census(kinds, np.array(contents, np.uint64), np.zeros((len(contents), 0), np.uint64))
+    sources, clients = sharing_pairs(census, Identical(np.array(leaders, np.uint32), 1, 0))
+    assert [contents[n] for n in sources] == [contents[n] for n in clients]
+    assert len(set(clients.tolist())) == len(clients)
+    assert not set(clients.tolist()) & set(sources.tolist())
+    users = Counter(sources.tolist())
+    assert all(count <= MOST_SHARERS - 1 for count in users.values())
+    # As few frames as there can be.
+    copies = Counter(contents)
+    assert len(contents) - len(clients) == sum(-(-count // MOST_SHARERS) for count in copies.values())
+    alone = set(np.flatnonzero(pages_alone(len(contents), sources, clients)).tolist())
+    assert alone == set(range(len(contents))) - set(clients.tolist()) - set(sources.tolist())
+
+
+def test_a_wrong_byte_fails_the_demo() -> None:
+    memory = Memory(0, 0, 0)
+    guests = [GuestResult(10, 0, wrong, 0, 0, 0, 0, np.zeros(0, np.uint64)) for wrong in (0, 3)]
+    pager = PagerStatistics(0, 0, 0, 0, 0, 0, 0, {}, {})
+    check_result(DemoResult(memory, (), (guests[0],), pager, memory))
+    with pytest.raises(DiffengineError, match="guests read 3 wrong bytes"):
+        check_result(DemoResult(memory, (), tuple(guests), pager, memory))
