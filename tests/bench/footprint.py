@@ -41,15 +41,19 @@ class Run:
 
 
 def _store_bytes(pid: int) -> int:
-    """The store's populated memory; 0 while there is none, or when the process is just ending."""
-    total = 0
+    """The store's populated memory; 0 while there is none, or when the process is just ending.
+
+    A file counts once, however many descriptors it has.
+    """
+    files: dict[int, int] = {}
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             if str(link.readlink()).startswith(STORE_NAME):
-                total += link.stat().st_blocks * BLOCK_BYTES
+                file = link.stat()
+                files[file.st_ino] = file.st_blocks * BLOCK_BYTES
     except OSError:
-        return total
-    return total
+        return sum(files.values())
+    return sum(files.values())
 
 
 def _resident_bytes(pid: int) -> int:

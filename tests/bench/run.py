@@ -246,6 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
     if options.json:
         images = [{"path": str(image), "bytes": image.stat().st_size} for image in setting.images]
         print(json.dumps({"images": images, "whole_images": setting.whole, "targets": targets.as_json(rows)}, indent=2))
