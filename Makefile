@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMPS := build/stamps
 
 # What Debian provides; `make` installs what is missing.
-PACKAGES := build-essential clang-format liblz4-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
+PACKAGES := build-essential clang-format liblz4-dev libssl-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
             python3 python3-dev python3-venv zstd
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 

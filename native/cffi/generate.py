@@ -22,6 +22,7 @@ HEADERS = (
     "similarity",
     "compress",
     "dense",
+    "swap",
     "store",
     "rebuild",
     "encode",

@@ -18,10 +18,12 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define RETIRED_CAPACITY 65536u
-#define FAILURE_TEXT_BYTES 160u
+#include "table.h"
 
-/** An entry taken apart; packed into 8 bytes: generation << 35 | state << 32 | object. */
+#define RETIRED_CAPACITY 65536u
+
+/** An entry taken apart; packed into 8 bytes: generation << 35 | state << 32 | object, so packed that 0 is
+ * "resident". */
 struct entry {
     uint32_t object; /**< DE_NONE when resident or watched */
     enum de_page_state state;
@@ -30,39 +32,43 @@ struct entry {
 
 static inline uint64_t entry_pack(struct entry entry)
 {
-    return (uint64_t)entry.generation << 35 | (uint64_t)entry.state << 32 | entry.object;
+    return (uint64_t)entry.generation << 35 | (uint64_t)entry.state << 32 | (entry.object ^ DE_NONE);
 }
 
 static inline struct entry entry_unpack(uint64_t packed)
 {
     return (struct entry){
-        .object = (uint32_t)packed,
+        .object = (uint32_t)packed ^ DE_NONE,
         .state = (enum de_page_state)(packed >> 32 & 7),
         .generation = (uint32_t)(packed >> 35),
     };
 }
 
-/** An event whose load found no frame. It keeps its ring slot, so a domain has no more than the ring has
- * slots. */
-struct held_event {
-    struct de_vm_event event;
-    uint64_t taken_ns;
+/** What the serving thread is to do about an event that it could not answer at once. */
+enum event_phase {
+    EVENT_IDLE,  /**< nothing: free, or being served */
+    EVENT_RETRY, /**< no frame was free, or a proposal was in the middle of something: again soon */
+    EVENT_DISK,  /**< its page is in swap: again when the disk has given something */
+    EVENT_STUCK, /**< its content is lost; the domain is halted */
 };
+
+struct swap_in;
 
 struct pager_domain {
     uint16_t id;
     uint32_t gfns;
     unsigned references; /**< under the pager's lock: the list's, and the server's while it serves */
     atomic_bool halted;
-    char failure[FAILURE_TEXT_BYTES]; /**< under the pager's lock */
-    struct held_event held[DE_RING_SLOTS];
-    unsigned held_count; /**< this and `held`: only the serving thread's */
-    _Atomic(uint64_t) entries[];
+    struct table table;
+    _Atomic(uint64_t) *entries;             /**< in the table */
+    enum event_phase phases[DE_RING_SLOTS]; /**< of the recorded events; only the serving thread's */
+    struct swap_in *swap_in;                /**< NULL: no swap */
 };
 
 /** What one thread needs to rebuild and load a page. */
 struct loader {
     struct de_rebuilder *rebuilder;
+    struct de_swap_channel *channel; /**< to read from swap itself; NULL: a server, which must not wait */
     uint8_t page[DE_PAGE_SIZE];
 };
 
@@ -77,6 +83,8 @@ enum pager_counter {
     COUNT_LOAD_NO_MEMORY,
     COUNT_CORRUPT,
     COUNT_BAD_EVENTS,
+    COUNT_SWAP_INS,
+    COUNT_SWAP_OUTS,
     COUNTERS
 };
 
@@ -91,6 +99,9 @@ struct de_pager {
     pthread_mutex_t proposals; /**< one batch at a time; held for long, and never by a server */
     struct loader proposer;
     struct loader server;
+    struct de_swap *swap;            /**< NULL: none */
+    struct de_store_reader *swapper; /**< for swapping out */
+    atomic_bool disk_done;           /**< a swap-in is over */
 
     pthread_mutex_t lock; /**< the domain list and the retired objects; only ever held for a moment */
     pthread_cond_t changed;
@@ -103,13 +114,14 @@ struct de_pager {
     atomic_bool stop;
     pthread_t server_thread;
     pthread_t retire_thread;
-    unsigned held_total; /**< the serving thread's */
+    unsigned retries; /**< events to try again soon; the serving thread's */
 
     _Atomic(uint64_t) counters[COUNTERS];
     _Atomic(uint64_t) states[DE_PAGE_LOADING + 1]; /**< entries per state, except resident */
     _Atomic(uint64_t) table_bytes;
     struct atomic_latency rebuild;
     struct atomic_latency fault;
+    struct atomic_latency swap_fault;
 };
 
 /** Call one of the hypervisor's operations. */
@@ -139,6 +151,9 @@ void pager_retire(struct de_pager *pager, uint32_t object);
 /** Pause the domain for good, and remember why. */
 void pager_halt(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, const char *why);
 
+/** The domain in a place of the list, held; NULL: none. */
+struct pager_domain *pager_domain_at(struct de_pager *pager, size_t index);
+
 /* latency.c */
 void latency_add(struct atomic_latency *latency, uint64_t ns);
 void latency_read(const struct atomic_latency *latency, struct de_latency *copy);
@@ -148,12 +163,17 @@ enum loaded {
     LOADED,         /**< the page is resident now */
     LOAD_UNNEEDED,  /**< it was, or is a hole, or its eviction is not over */
     LOAD_NO_MEMORY, /**< try again later */
+    LOAD_LATER,     /**< another thread is in the middle of something with this page: try again soon */
+    LOAD_DISK,      /**< it is in swap: swap_in_finish() brings it, or try again when one is over */
     LOAD_FAILED,    /**< no right content to be had; the domain is halted */
     LOAD_DOMAIN_GONE,
 };
 /** Make a page resident, whatever its entry says now. @p loader is the calling thread's. */
 enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
                        struct loader *loader);
+/** Load what a swap-in has read, unless it still reads. @param[out] gfn Whose result this is. */
+enum loaded pager_load_swapped(struct de_pager *pager, struct pager_domain *domain, struct loader *loader,
+                               uint32_t *gfn);
 /** The guest gave the page back: forget its object, unless the gfn has a newer page that is out. */
 void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn);
 

@@ -4,10 +4,13 @@
  * long. What a page is, the hypervisor is asked, not the event: events may be stale, doubled, or scribbled
  * on.
  */
-#include "internal.h"
+#include "swap_in.h"
 
 #include <diffengine/status.h>
 #include <errno.h>
+
+/** How often to look whether another thread is done with a page; each is at least a system call. */
+#define LOADING_TURNS 64u
 
 /*
  * An entry without object. A load without a buffer makes a touched page ram and can overwrite nothing.
@@ -65,23 +68,138 @@ static enum loaded settle(struct de_pager *pager, struct pager_domain *domain, u
     }
 }
 
+static void unclaim(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, struct entry claimed,
+                    enum de_page_state from)
+{
+    struct entry back = claimed;
+    back.state = from;
+    entry_change(pager, domain, gfn, claimed, back);
+}
+
+static enum loaded fail(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
+                        struct entry claimed, enum de_page_state from, const char *why)
+{
+    unclaim(pager, domain, gfn, claimed, from);
+    count(pager, COUNT_CORRUPT);
+    pager_halt(pager, domain, gfn, why);
+    return LOAD_FAILED;
+}
+
+static const char *rebuild_failure(int status)
+{
+    return status == DE_NOT_FOUND ? "its object is missing" : "its object is corrupt";
+}
+
+static const char *read_failure(int status)
+{
+    return status == DE_SYSTEM ? "its swap slot can't be read" : "its swap slot is corrupt";
+}
+
+/* Rebuild with what the disk has to give; for a thread that may wait for it. */
+static int rebuild_waiting(struct loader *loader, uint32_t object, const char **why)
+{
+    struct de_swapped_parts parts;
+    int status;
+    do {
+        status = de_rebuild_find_swapped(loader->rebuilder, object, &parts);
+        *why = rebuild_failure(status);
+        if (status != DE_OK)
+            return status;
+        status = swap_read_parts(loader->channel, &parts);
+        *why = read_failure(status);
+        if (status != DE_OK)
+            return status;
+        status = de_rebuild_swapped(loader->rebuilder, object, &parts, loader->page);
+        *why = rebuild_failure(status);
+    } while (status == DE_BUSY);
+    return status;
+}
+
+/* For the server: have the reading thread begin, if it is free. */
+static enum loaded begin_swap_in(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
+                                 struct entry claimed, enum de_page_state from, struct loader *loader)
+{
+    struct swap_in *swap_in = domain->swap_in;
+    if (atomic_load(&swap_in->state) != SWAP_IN_FREE) {
+        unclaim(pager, domain, gfn, claimed, from);
+        return LOAD_DISK;
+    }
+    int status = de_rebuild_find_swapped(loader->rebuilder, claimed.object, &swap_in->parts);
+    if (status != DE_OK)
+        return fail(pager, domain, gfn, claimed, from, rebuild_failure(status));
+    swap_in->gfn = gfn;
+    swap_in->claimed = claimed;
+    swap_in->from = from;
+    swap_in_begin(swap_in);
+    return LOAD_DISK;
+}
+
 static enum loaded load_evicted(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
                                 struct entry claimed, enum de_page_state from, struct loader *loader)
 {
     uint64_t start_ns = HYPERCALL(pager, now_ns);
     int status = de_rebuild_page(loader->rebuilder, claimed.object, loader->page);
-    if (status != DE_OK) {
-        struct entry back = claimed;
-        back.state = from;
-        entry_change(pager, domain, gfn, claimed, back);
-        count(pager, COUNT_CORRUPT);
-        pager_halt(pager, domain, gfn,
-                   status == DE_NOT_FOUND ? "its object is missing" : "its object is corrupt");
-        return LOAD_FAILED;
-    }
-    latency_add(&pager->rebuild, HYPERCALL(pager, now_ns) - start_ns);
+    const char *why = rebuild_failure(status);
+    if (status == DE_BUSY && !pager->swap)
+        why = "it is in swap, and there is no swap file";
+    else if (status == DE_BUSY && loader->channel)
+        status = rebuild_waiting(loader, claimed.object, &why);
+    else if (status == DE_BUSY)
+        return begin_swap_in(pager, domain, gfn, claimed, from, loader);
+    else
+        latency_add(&pager->rebuild, HYPERCALL(pager, now_ns) - start_ns);
+    if (status != DE_OK)
+        return fail(pager, domain, gfn, claimed, from, why);
     int error = HYPERCALL(pager, paging_load, domain->id, gfn, loader->page);
     return settle(pager, domain, gfn, claimed, from, error);
+}
+
+enum loaded pager_load_swapped(struct de_pager *pager, struct pager_domain *domain, struct loader *loader,
+                               uint32_t *gfn)
+{
+    struct swap_in *swap_in = domain->swap_in;
+    struct entry claimed = swap_in->claimed;
+    *gfn = swap_in->gfn;
+    if (swap_in->status != DE_OK) {
+        swap_in_end(swap_in);
+        return fail(pager, domain, *gfn, claimed, swap_in->from, read_failure(swap_in->status));
+    }
+    int status = de_rebuild_swapped(loader->rebuilder, claimed.object, &swap_in->parts, loader->page);
+    if (status == DE_BUSY) {
+        /* What it stands on went to swap as well, meanwhile. */
+        status = de_rebuild_find_swapped(loader->rebuilder, claimed.object, &swap_in->parts);
+        if (status == DE_OK) {
+            swap_in_begin(swap_in);
+            return LOAD_DISK;
+        }
+    }
+    if (status != DE_OK) {
+        swap_in_end(swap_in);
+        return fail(pager, domain, *gfn, claimed, swap_in->from, rebuild_failure(status));
+    }
+    int error = HYPERCALL(pager, paging_load, domain->id, *gfn, loader->page);
+    if (error == -ENOMEM)
+        return LOAD_NO_MEMORY; /* what was read is kept, and the page stays claimed */
+    count(pager, COUNT_SWAP_INS);
+    swap_in_end(swap_in);
+    return settle(pager, domain, *gfn, claimed, swap_in->from, error);
+}
+
+/* Somebody else is at it: microseconds, unless a disk is involved. A server must not wait for that. */
+static bool wait_for_other(struct de_pager *pager, const struct pager_domain *domain, uint32_t gfn)
+{
+    for (unsigned turns = 0; turns < LOADING_TURNS; turns++) {
+        if (entry_get(domain, gfn).state != DE_PAGE_LOADING)
+            return true;
+        HYPERCALL(pager, yield);
+    }
+    return false;
+}
+
+static bool own_swap_in(const struct pager_domain *domain, uint32_t gfn)
+{
+    const struct swap_in *swap_in = domain->swap_in;
+    return swap_in && atomic_load(&swap_in->state) != SWAP_IN_FREE && swap_in->gfn == gfn;
 }
 
 enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
@@ -90,7 +208,10 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
     for (;;) {
         struct entry entry = entry_get(domain, gfn);
         if (entry.state == DE_PAGE_LOADING) {
-            HYPERCALL(pager, yield); /* the other thread needs microseconds */
+            if (loader == &pager->server && own_swap_in(domain, gfn))
+                return LOAD_DISK;
+            if (!wait_for_other(pager, domain, gfn))
+                return LOAD_LATER;
             continue;
         }
         if (entry.state == DE_PAGE_RESIDENT || entry.state == DE_PAGE_WATCHED) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The pager as a whole: its domains, its page table's entries, its threads, and what it tells of itself. */
-#include "internal.h"
+#include "swap_in.h"
 
 #include <diffengine/status.h>
 #include <errno.h>
@@ -9,8 +9,6 @@
 #include <string.h>
 
 #define GENERATION_MASK 0x1fffffffu
-
-static const struct entry entry_new = {.object = DE_NONE, .state = DE_PAGE_RESIDENT};
 
 bool entry_change(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, struct entry from,
                   struct entry to)
@@ -52,6 +50,16 @@ struct pager_domain *pager_domain_get(struct de_pager *pager, uint16_t id)
     return domain;
 }
 
+struct pager_domain *pager_domain_at(struct de_pager *pager, size_t index)
+{
+    pthread_mutex_lock(&pager->lock);
+    struct pager_domain *domain = pager->domains[index];
+    if (domain)
+        domain->references++;
+    pthread_mutex_unlock(&pager->lock);
+    return domain;
+}
+
 void pager_domain_put(struct de_pager *pager, struct pager_domain *domain)
 {
     pthread_mutex_lock(&pager->lock);
@@ -65,7 +73,7 @@ void pager_halt(struct de_pager *pager, struct pager_domain *domain, uint32_t gf
     if (atomic_exchange(&domain->halted, true))
         return;
     pthread_mutex_lock(&pager->lock);
-    snprintf(domain->failure, sizeof domain->failure,
+    snprintf(domain->table.header->failure, sizeof domain->table.header->failure,
              "domain %u is paused: the page at gfn %#x can't be brought back: %.60s", domain->id, gfn, why);
     pthread_mutex_unlock(&pager->lock);
     HYPERCALL(pager, pause, domain->id);
@@ -141,23 +149,40 @@ static int enable_status(int error)
     }
 }
 
-static size_t table_bytes(uint32_t gfns)
+static size_t domain_bytes(const struct pager_domain *domain)
 {
-    return sizeof(struct pager_domain) + gfns * sizeof(uint64_t);
+    return sizeof *domain + domain->table.bytes +
+           (domain->swap_in ? sizeof *domain->swap_in + DE_REBUILD_MAX_SWAPPED * DE_PAGE_SIZE : 0);
 }
 
-static struct pager_domain *domain_allocate(uint16_t id, uint32_t gfns)
+static void domain_free(struct pager_domain *domain)
 {
-    struct pager_domain *domain = malloc(table_bytes(gfns));
     if (!domain)
-        return NULL;
-    memset(domain, 0, sizeof *domain);
+        return;
+    swap_in_free(domain->swap_in);
+    table_close(&domain->table);
+    free(domain);
+}
+
+/* A domain around a table that it takes over. */
+static int domain_make(struct de_pager *pager, uint16_t id, const struct table *table,
+                       struct pager_domain **result)
+{
+    struct pager_domain *domain = calloc(1, sizeof *domain);
+    int status = domain ? DE_OK : DE_NO_MEMORY;
+    if (domain && pager->swap)
+        status = swap_in_create(pager, &domain->swap_in);
+    if (status != DE_OK) {
+        free(domain);
+        return status;
+    }
     domain->id = id;
-    domain->gfns = gfns;
+    domain->gfns = table->header->gfns;
     domain->references = 1;
-    for (uint32_t gfn = 0; gfn < gfns; gfn++)
-        atomic_init(&domain->entries[gfn], entry_pack(entry_new));
-    return domain;
+    domain->table = *table;
+    domain->entries = table->entries;
+    *result = domain;
+    return DE_OK;
 }
 
 /* Proposals are locked, so nobody else adds or removes. */
@@ -183,20 +208,37 @@ static int domain_insert(struct de_pager *pager, struct pager_domain *domain)
     return DE_OK;
 }
 
+static int start_domain(struct de_pager *pager, struct pager_domain *domain)
+{
+    errno = pager->started && domain->swap_in ? swap_in_start(domain->swap_in) : 0;
+    return errno ? DE_SYSTEM : DE_OK;
+}
+
 int de_pager_add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
 {
     if (!gfns)
         return DE_INVALID;
-    struct pager_domain *domain = domain_allocate(id, gfns);
-    if (!domain)
-        return DE_NO_MEMORY;
+    struct table table;
+    struct pager_domain *domain = NULL;
     pthread_mutex_lock(&pager->proposals);
-    int status = domain_insert(pager, domain);
-    pthread_mutex_unlock(&pager->proposals);
+    int status = table_create(-1, id, gfns, &table);
+    if (status == DE_OK) {
+        status = domain_make(pager, id, &table, &domain);
+        if (status != DE_OK)
+            table_close(&table);
+    }
     if (status == DE_OK)
-        atomic_fetch_add(&pager->table_bytes, table_bytes(gfns));
-    else
-        free(domain);
+        status = start_domain(pager, domain);
+    if (status == DE_OK)
+        status = domain_insert(pager, domain);
+    if (status == DE_OK)
+        atomic_fetch_add(&pager->table_bytes, domain_bytes(domain));
+    else if (domain) {
+        if (domain->swap_in)
+            swap_in_stop(domain->swap_in);
+        domain_free(domain);
+    }
+    pthread_mutex_unlock(&pager->proposals);
     return status;
 }
 
@@ -209,14 +251,16 @@ static void domain_forget(struct de_pager *pager, struct pager_domain *domain)
     while (domain->references)
         pthread_cond_wait(&pager->changed, &pager->lock);
     pthread_mutex_unlock(&pager->lock);
+    if (domain->swap_in)
+        swap_in_stop(domain->swap_in);
     for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
         struct entry entry = entry_get(domain, gfn);
-        entry_change(pager, domain, gfn, entry, entry_new);
+        entry_change(pager, domain, gfn, entry, entry_resident(entry));
         if (entry.object != DE_NONE)
             de_store_release(pager->store, entry.object);
     }
-    atomic_fetch_sub(&pager->table_bytes, table_bytes(domain->gfns));
-    free(domain);
+    atomic_fetch_sub(&pager->table_bytes, domain_bytes(domain));
+    domain_free(domain);
 }
 
 /* A live domain with a page out, or nominated, would crash at its next touch once the ring is gone. */
@@ -278,25 +322,44 @@ static void request_stop(struct de_pager *pager)
     HYPERCALL(pager, interrupt);
 }
 
+static void stop_domains(struct de_pager *pager)
+{
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++)
+        if (pager->domains[i] && pager->domains[i]->swap_in)
+            swap_in_stop(pager->domains[i]->swap_in);
+}
+
+static int start_threads(struct de_pager *pager)
+{
+    int error = pthread_create(&pager->server_thread, NULL, server_thread, pager);
+    if (error)
+        return error;
+    error = pthread_create(&pager->retire_thread, NULL, retire_thread, pager);
+    if (error) {
+        request_stop(pager);
+        pthread_join(pager->server_thread, NULL);
+    }
+    return error;
+}
+
 int de_pager_start(struct de_pager *pager)
 {
     if (pager->started)
         return DE_BUSY;
     atomic_store(&pager->stop, false);
-    int error = pthread_create(&pager->server_thread, NULL, server_thread, pager);
-    if (!error) {
-        error = pthread_create(&pager->retire_thread, NULL, retire_thread, pager);
-        if (error) {
-            request_stop(pager);
-            pthread_join(pager->server_thread, NULL);
-        }
-    }
-    if (error) {
-        errno = error;
-        return DE_SYSTEM;
-    }
-    pager->started = true;
-    return DE_OK;
+    pthread_mutex_lock(&pager->proposals);
+    int error = 0;
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS && !error; i++)
+        if (pager->domains[i] && pager->domains[i]->swap_in)
+            error = swap_in_start(pager->domains[i]->swap_in);
+    if (!error)
+        error = start_threads(pager);
+    if (error)
+        stop_domains(pager);
+    pager->started = !error;
+    pthread_mutex_unlock(&pager->proposals);
+    errno = error;
+    return error ? DE_SYSTEM : DE_OK;
 }
 
 void de_pager_stop(struct de_pager *pager)
@@ -306,7 +369,33 @@ void de_pager_stop(struct de_pager *pager)
     request_stop(pager);
     pthread_join(pager->server_thread, NULL);
     pthread_join(pager->retire_thread, NULL);
+    pthread_mutex_lock(&pager->proposals);
     pager->started = false;
+    stop_domains(pager);
+    pthread_mutex_unlock(&pager->proposals);
+}
+
+int de_pager_attach_swap(struct de_pager *pager, struct de_swap *swap)
+{
+    int status = DE_BUSY;
+    pthread_mutex_lock(&pager->proposals);
+    if (!pager->swap && !atomic_load(&pager->table_bytes))
+        status = de_swap_channel_create(swap, DE_STORE_SWAP_BATCH, &pager->proposer.channel);
+    if (status == DE_OK) {
+        status = de_store_reader_create(pager->store, &pager->swapper);
+        if (status == DE_OK)
+            status = de_store_attach_swap(pager->store, swap);
+        if (status == DE_OK) {
+            pager->swap = swap;
+        } else {
+            de_store_reader_free(pager->swapper);
+            de_swap_channel_free(pager->proposer.channel);
+            pager->swapper = NULL;
+            pager->proposer.channel = NULL;
+        }
+    }
+    pthread_mutex_unlock(&pager->proposals);
+    return status;
 }
 
 void de_pager_free(struct de_pager *pager)
@@ -323,6 +412,8 @@ void de_pager_free(struct de_pager *pager)
     de_pager_retire(pager, RETIRED_CAPACITY);
     de_rebuilder_free(pager->server.rebuilder);
     de_rebuilder_free(pager->proposer.rebuilder);
+    de_swap_channel_free(pager->proposer.channel);
+    de_store_reader_free(pager->swapper);
     pthread_cond_destroy(&pager->changed);
     pthread_mutex_destroy(&pager->lock);
     pthread_mutex_destroy(&pager->proposals);
@@ -354,7 +445,7 @@ int de_pager_failure(struct de_pager *pager, uint16_t id, char *text, size_t cap
     pthread_mutex_lock(&pager->lock);
     struct pager_domain **slot = find_slot(pager, id);
     if (slot && capacity)
-        snprintf(text, capacity, "%s", (*slot)->failure);
+        snprintf(text, capacity, "%s", (*slot)->table.header->failure);
     pthread_mutex_unlock(&pager->lock);
     return slot ? DE_OK : DE_NOT_FOUND;
 }
@@ -386,8 +477,11 @@ void de_pager_read_statistics(struct de_pager *pager, struct de_pager_statistics
         .load_no_memory = counter(pager, COUNT_LOAD_NO_MEMORY),
         .corrupt = counter(pager, COUNT_CORRUPT),
         .bad_events = counter(pager, COUNT_BAD_EVENTS),
+        .swap_ins = counter(pager, COUNT_SWAP_INS),
+        .swap_outs = counter(pager, COUNT_SWAP_OUTS),
         .table_bytes = atomic_load(&pager->table_bytes),
     };
     latency_read(&pager->rebuild, &statistics->rebuild);
     latency_read(&pager->fault, &statistics->fault);
+    latency_read(&pager->swap_fault, &statistics->swap_fault);
 }

@@ -73,8 +73,11 @@ static int map(struct de_pager *pager, struct place place, const uint8_t **page)
 static int verify(struct de_pager *pager, struct place place, uint32_t object)
 {
     struct loader *loader = &pager->proposer;
-    if (de_rebuild_page(loader->rebuilder, object, loader->page) != DE_OK)
-        return DE_PROPOSAL_NO_OBJECT;
+    int status = de_rebuild_page(loader->rebuilder, object, loader->page);
+    /* Nothing an eviction stands on is in swap: so a fault in its middle never finds it waiting for a disk.
+     */
+    if (status != DE_OK)
+        return status == DE_BUSY ? DE_PROPOSAL_SWAPPED : DE_PROPOSAL_NO_OBJECT;
     const uint8_t *page;
     int result = map(pager, place, &page);
     if (result)
@@ -249,6 +252,43 @@ void de_pager_unshare(struct de_pager *pager, const uint16_t *domains, const uin
     pthread_mutex_unlock(&pager->proposals);
 }
 
+static int swap_error(int status)
+{
+    switch (status) {
+    case DE_OK:
+        return DE_PROPOSAL_DONE;
+    case DE_BUSY:
+        return DE_PROPOSAL_NEEDED;
+    case DE_FULL:
+        return DE_PROPOSAL_SWAP_FULL;
+    case DE_SYSTEM:
+        return DE_PROPOSAL_DISK;
+    case DE_INVALID:
+        return DE_PROPOSAL_INVALID;
+    case DE_NO_MEMORY:
+        return DE_PROPOSAL_NO_MEMORY;
+    default:
+        return DE_PROPOSAL_NO_OBJECT;
+    }
+}
+
+void de_pager_swap_out(struct de_pager *pager, const uint32_t *objects, size_t count_objects,
+                       int32_t *results)
+{
+    pthread_mutex_lock(&pager->proposals);
+    for (size_t i = 0; i < count_objects; i++)
+        results[i] = DE_PROPOSAL_SWAP_FULL;
+    if (pager->swap)
+        de_store_swap_out(pager->store, pager->swapper, pager->proposer.channel, objects, count_objects,
+                          results);
+    for (size_t i = 0; i < count_objects && pager->swap; i++) {
+        results[i] = swap_error(results[i]);
+        if (results[i] == DE_PROPOSAL_DONE)
+            count(pager, COUNT_SWAP_OUTS);
+    }
+    pthread_mutex_unlock(&pager->proposals);
+}
+
 /* Evict a watched page as it is. */
 static int evict_raw(struct de_pager *pager, struct place place)
 {
@@ -286,6 +326,9 @@ static int restore_page(struct de_pager *pager, struct place place)
         return DE_OK;
     case LOAD_NO_MEMORY:
         return DE_NO_MEMORY;
+    case LOAD_LATER:
+    case LOAD_DISK:
+        return DE_BUSY;
     case LOAD_FAILED:
         return DE_CORRUPT;
     default:

@@ -26,7 +26,9 @@ struct de_store {
     struct de_growing ids;
     _Atomic uint32_t ids_used; /**< ids ever given out: readers look no further */
     uint32_t free_id;
-    uint64_t objects, payload_bytes, header_bytes, limbo_bytes;
+    uint64_t objects, payload_bytes, header_bytes, limbo_bytes, swapped;
+    struct de_swap *swap;         /**< NULL: none */
+    struct de_growing dependants; /**< with swap: per id, the objects in memory that refer to it (uint32_t) */
 };
 
 struct de_store_reader {
@@ -85,8 +87,14 @@ uint64_t de_store_drop(struct de_store *store, uint32_t id);
 /** With the lock held: put the slot at @p place in limbo; @p id becomes free with it unless DE_NONE. */
 void de_store_retire(struct de_store *store, uint64_t place, uint32_t id);
 
-/** With the lock held: make the code tables of a MODEL. DE_OK, DE_CORRUPT (not a model), DE_FULL or DE_NO_MEMORY. */
+/** With the lock held: make the code tables of a MODEL. DE_OK, DE_CORRUPT (not a model), DE_FULL or
+ * DE_NO_MEMORY. */
 int de_store_add_model(struct de_store *store, uint32_t id, const struct de_object *object);
+
+/** With the lock held: room to count the dependants of ids below @p count. DE_OK, DE_FULL or DE_NO_MEMORY. */
+int de_store_reach_dependants(struct de_store *store, uint64_t count);
+/** With the lock held: count @p object in or out as one in memory that refers to others. */
+void de_store_count_dependant(struct de_store *store, const struct de_object *object, int sign);
 
 /** With the lock held: free what no reader sees any more. */
 void de_store_reclaim(struct de_store *store);

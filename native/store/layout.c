@@ -36,6 +36,8 @@ static bool reference_count_valid(const struct de_object *object)
         return object->reference_count == 1;
     case DE_ENCODING_DENSE:
         return object->reference_count >= 1 && object->reference_count <= DE_STORE_MAX_REFERENCES;
+    case DE_ENCODING_SWAPPED: /* see swapped_valid() */
+        return object->reference_count <= DE_STORE_MAX_REFERENCES;
     default:
         return object->reference_count == 0;
     }
@@ -50,6 +52,8 @@ static bool payload_size_valid(const struct de_object *object)
         return object->payload_bytes == sizeof(uint64_t);
     case DE_ENCODING_MODEL:
         return object->payload_bytes >= 1 && object->payload_bytes <= DE_STORE_MODEL_MAX_BYTES;
+    case DE_ENCODING_SWAPPED:
+        return object->payload_bytes == sizeof(struct de_swap_place);
     default:
         return object->payload_bytes >= 1 && object->payload_bytes <= DE_PAGE_SIZE;
     }
@@ -57,8 +61,32 @@ static bool payload_size_valid(const struct de_object *object)
 
 bool de_object_shape_valid(const struct de_object *object)
 {
-    return (unsigned)object->encoding <= DE_ENCODING_MODEL && reference_count_valid(object) &&
+    return (unsigned)object->encoding <= DE_ENCODING_SWAPPED && reference_count_valid(object) &&
            payload_size_valid(object);
+}
+
+struct de_swap_place de_object_swap_place(const struct de_object *object)
+{
+    struct de_swap_place place;
+    memcpy(&place, object->payload, sizeof(place));
+    return place;
+}
+
+enum de_encoding de_object_codec(const struct de_object *object)
+{
+    if (object->encoding != DE_ENCODING_SWAPPED)
+        return object->encoding;
+    return (enum de_encoding)de_object_swap_place(object).encoding;
+}
+
+/* What lies in swap must be an object that might lie here. */
+static bool swapped_valid(const struct de_object *object)
+{
+    struct de_object inner = *object;
+    struct de_swap_place place = de_object_swap_place(object);
+    inner.encoding = (enum de_encoding)place.encoding;
+    inner.payload_bytes = place.payload_bytes;
+    return place.encoding < DE_ENCODING_MODEL && de_object_shape_valid(&inner);
 }
 
 /* Ties the state to the rest of the header, so that one of mixed origin is known for what it is. Never 0, so
@@ -126,5 +154,6 @@ bool de_object_read(const uint8_t *untrusted_slot, uint32_t slot_bytes, uint32_t
         return false;
     memcpy(object->references, untrusted_slot + DE_HEADER_BYTES, sizeof(uint32_t) * object->reference_count);
     object->payload = untrusted_slot + de_object_bytes(object->reference_count, 0);
-    return state == state_word(*id, object);
+    return state == state_word(*id, object) &&
+           (object->encoding != DE_ENCODING_SWAPPED || swapped_valid(object));
 }

@@ -10,6 +10,7 @@
 #define DIFFENGINE_STORE_LAYOUT_H
 
 #include <diffengine/store.h>
+#include <diffengine/swap.h>
 
 #define DE_FRAME_BYTES DE_PAGE_SIZE
 #define DE_CHUNK_FRAMES (DE_STORE_CHUNK / DE_FRAME_BYTES)
@@ -49,6 +50,11 @@ uint32_t de_class_bytes(uint32_t class_index);
 
 /** Whether @p object, apart from what its references are, may exist at all. */
 bool de_object_shape_valid(const struct de_object *object);
+
+/** Where a SWAPPED object's payload is. */
+struct de_swap_place de_object_swap_place(const struct de_object *object);
+/** How the object's page is encoded, wherever its payload is. */
+enum de_encoding de_object_codec(const struct de_object *object);
 
 /**
  * Write an object into a free slot: everything else first, then, with release order, the state word that

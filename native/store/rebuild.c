@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+_Static_assert(DE_REBUILD_MAX_SWAPPED == DE_STORE_MAX_DEPTH + 1, "a page and what it stands on");
+
 struct de_rebuilder {
     struct de_store_reader *reader;
     struct de_compress_context *lz4, *zstd;

@@ -48,6 +48,7 @@ void de_store_unmake(struct de_store *store, bool close_file)
 {
     de_arena_free(&store->arena, close_file);
     de_growing_free(&store->ids);
+    de_growing_free(&store->dependants);
     de_epochs_free(&store->epochs);
     de_models_free(&store->models);
     pthread_mutex_destroy(&store->lock);
@@ -105,6 +106,8 @@ bool de_store_read_at(const struct de_store *store, uint64_t place, uint32_t id,
 void de_store_account(struct de_store *store, const struct de_object *object, int sign)
 {
     store->objects += (uint64_t)(int64_t)sign;
+    if (object->encoding == DE_ENCODING_SWAPPED)
+        store->swapped += (uint64_t)(int64_t)sign;
     store->payload_bytes += (uint64_t)((int64_t)sign * (int64_t)object->payload_bytes);
     store->header_bytes += (uint64_t)((int64_t)sign * (int64_t)de_object_bytes(object->reference_count, 0));
 }
@@ -119,7 +122,7 @@ int de_store_check_references(const struct de_store *store, const struct de_obje
             return DE_NOT_FOUND;
         if (!de_store_read_at(store, de_entry_place(entry), object->references[i], &reference))
             return DE_CORRUPT;
-        bool model_expected = object->encoding == DE_ENCODING_DENSE && i == 0;
+        bool model_expected = de_object_codec(object) == DE_ENCODING_DENSE && i == 0;
         if ((reference.encoding == DE_ENCODING_MODEL) != model_expected)
             return DE_INVALID;
         if (!model_expected && reference.depth >= *depth)
@@ -192,6 +195,9 @@ uint64_t de_store_drop(struct de_store *store, uint32_t id)
             continue;
         }
         de_store_account(store, &object, -1);
+        de_store_count_dependant(store, &object, -1);
+        if (object.encoding == DE_ENCODING_SWAPPED && store->swap)
+            de_swap_give(store->swap, de_object_swap_place(&object).slot);
         for (uint32_t i = 0; i < object.reference_count; i++)
             if (count < sizeof(waiting) / sizeof(*waiting) && count_down(store, object.references[i]))
                 waiting[count++] = object.references[i];
@@ -216,6 +222,18 @@ static void take_id(struct de_store *store, uint32_t id, uint64_t entry)
     atomic_store(de_store_entry(store, id), entry);
     if (id == atomic_load_explicit(&store->ids_used, memory_order_relaxed))
         atomic_store_explicit(&store->ids_used, id + 1, memory_order_release);
+}
+
+/* A rebuild that takes two reads of the disk is not what a new patch is for. */
+static bool references_in_memory(const struct de_store *store, const struct de_object *object)
+{
+    struct de_object reference;
+    for (uint32_t i = 0; store->swapped && i < object->reference_count; i++)
+        if (de_store_read_at(store, de_entry_place(de_store_lookup(store, object->references[i])),
+                             object->references[i], &reference) &&
+            reference.encoding == DE_ENCODING_SWAPPED)
+            return false;
+    return true;
 }
 
 static bool references_countable(const struct de_store *store, const struct de_object *object)
@@ -246,10 +264,14 @@ static int put_locked(struct de_store *store, const struct de_object *given, uin
     int status = de_store_check_references(store, &object, &object.depth);
     if (status == DE_OK && !references_countable(store, &object))
         status = DE_FULL;
+    if (status == DE_OK && !references_in_memory(store, &object))
+        status = DE_BUSY;
     de_store_reclaim(store);
     uint32_t new_id = DE_NONE;
     if (status == DE_OK)
         status = next_id(store, &new_id);
+    if (status == DE_OK)
+        status = de_store_reach_dependants(store, (uint64_t)new_id + 1);
     if (status == DE_OK)
         status = de_arena_take(&store->arena, de_object_bytes(object.reference_count, object.payload_bytes),
                                &place);
@@ -265,6 +287,7 @@ static int put_locked(struct de_store *store, const struct de_object *given, uin
     de_object_write(de_arena_slot(&store->arena, place), new_id, &object);
     for (uint32_t i = 0; i < object.reference_count; i++)
         atomic_fetch_add(de_store_entry(store, object.references[i]), 1);
+    de_store_count_dependant(store, &object, 1);
     take_id(store, new_id, de_entry(place, 1));
     de_store_account(store, &object, 1);
     *id = new_id;
@@ -273,7 +296,7 @@ static int put_locked(struct de_store *store, const struct de_object *given, uin
 
 int de_store_put(struct de_store *store, const struct de_object *object, uint32_t *id)
 {
-    if (!de_object_shape_valid(object))
+    if (object->encoding == DE_ENCODING_SWAPPED || !de_object_shape_valid(object))
         return DE_INVALID;
     pthread_mutex_lock(&store->lock);
     int status = put_locked(store, object, id);
@@ -326,8 +349,10 @@ void de_store_statistics(const struct de_store *store, struct de_store_statistic
         .populated_bytes = store->arena.frames * DE_FRAME_BYTES,
         .table_bytes = sizeof(*store) + (uint64_t)store->ids_used * sizeof(uint64_t) +
                        de_arena_table_bytes(&store->arena) + de_epochs_bytes(&store->epochs) +
-                       de_models_bytes(&store->models),
+                       de_models_bytes(&store->models) +
+                       (store->swap ? (uint64_t)store->ids_used * sizeof(uint32_t) : 0),
         .limbo_bytes = store->limbo_bytes,
+        .swapped = store->swapped,
     };
     pthread_mutex_unlock(&locked->lock);
 }

@@ -17,6 +17,7 @@
 
 #include <diffengine/hypervisor.h>
 #include <diffengine/store.h>
+#include <diffengine/swap.h>
 
 struct de_pager;
 
@@ -49,6 +50,10 @@ enum de_proposal {
     DE_PROPOSAL_FULL = -10,      /**< the frame has as many sharers as it may */
     DE_PROPOSAL_NO_MEMORY = -11, /**< the hypervisor has no room for metadata */
     DE_PROPOSAL_FAILED = -12,    /**< the hypervisor gave an error that it should not */
+    DE_PROPOSAL_SWAPPED = -13,   /**< the object is in swap, or stands on one that is: put the content anew */
+    DE_PROPOSAL_NEEDED = -14,    /**< swap-out refused: an object in memory refers to it */
+    DE_PROPOSAL_SWAP_FULL = -15, /**< no swap slot is free */
+    DE_PROPOSAL_DISK = -16,      /**< the disk refused the write; nothing changed */
 };
 
 /**
@@ -77,6 +82,12 @@ int de_pager_add_domain(struct de_pager *pager, uint16_t domain, uint32_t gfns);
  */
 int de_pager_remove_domain(struct de_pager *pager, uint16_t domain);
 
+/**
+ * Let objects go to swap. Before domains are added (after a takeover of the store: before its sweep); @p swap
+ * outlives the pager. @return DE_OK, DE_BUSY (has swap, or domains), DE_FULL or DE_NO_MEMORY.
+ */
+int de_pager_attach_swap(struct de_pager *pager, struct de_swap *swap);
+
 /** Serve faults on two threads of the pager's own, until de_pager_stop(). DE_OK, DE_BUSY or DE_SYSTEM. */
 int de_pager_start(struct de_pager *pager);
 void de_pager_stop(struct de_pager *pager);
@@ -86,6 +97,10 @@ size_t de_pager_serve(struct de_pager *pager);
 /** Release up to @p limit objects that faults left behind (started: the second thread does). @return number
  * done. */
 size_t de_pager_retire(struct de_pager *pager, size_t limit);
+
+/** Do now what disk threads would do (started: they do): read for faults on swapped pages, which the next
+ * de_pager_serve() then loads. @return reads. */
+size_t de_pager_swap_read(struct de_pager *pager);
 
 /** Nominate pages: the next guest access shows, see de_pager_states(). @param[out] results enum de_proposal.
  */
@@ -110,9 +125,15 @@ void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, cons
 void de_pager_unshare(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
                       int32_t *results);
 /**
+ * Move objects to the swap file, patches before what they refer to (see de_store_swap_out()). A page that is
+ * out as such an object takes a disk read to come back, on a thread of its domain's own: nobody else's fault
+ * waits for it.
+ */
+void de_pager_swap_out(struct de_pager *pager, const uint32_t *objects, size_t count, int32_t *results);
+/**
  * Load every page of a domain that is out, and un-watch every watched one (by evicting and loading it: there
- * is no other way), so that it can do without a pager. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY (try again
- * later) or DE_CORRUPT. */
+ * is no other way), so that it can do without a pager. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY or DE_BUSY
+ * (try again later) or DE_CORRUPT. */
 int de_pager_restore(struct de_pager *pager, uint16_t domain);
 
 /**
@@ -149,9 +170,12 @@ struct de_pager_statistics {
     uint64_t load_no_memory; /**< a load found no frame; it is tried again */
     uint64_t corrupt;        /**< rebuilds that failed */
     uint64_t bad_events;     /**< with fields that make no sense: a scribbled ring */
+    uint64_t swap_ins;       /**< pages loaded from swap for a fault */
+    uint64_t swap_outs;      /**< objects moved to swap */
     uint64_t table_bytes;
-    struct de_latency rebuild; /**< object to page */
-    struct de_latency fault;   /**< event taken to answer put, of those that needed a rebuild */
+    struct de_latency rebuild;    /**< object to page */
+    struct de_latency fault;      /**< event taken to answer put, of those that needed a rebuild */
+    struct de_latency swap_fault; /**< the same, of those that needed the disk */
 };
 void de_pager_read_statistics(struct de_pager *pager, struct de_pager_statistics *statistics);
 

@@ -9,6 +9,7 @@
 #define DIFFENGINE_REBUILD_H
 
 #include <diffengine/store.h>
+#include <diffengine/swap.h>
 
 struct de_rebuilder;
 
@@ -18,7 +19,8 @@ void de_rebuilder_free(struct de_rebuilder *rebuilder);
 
 /**
  * Rebuild object @p id into @p page and compare with its checksum.
- * @return DE_OK, DE_NOT_FOUND or DE_CORRUPT (the page's content is then undefined).
+ * @return DE_OK, DE_NOT_FOUND, DE_CORRUPT or DE_BUSY: part of it is in the swap file, see
+ * de_rebuild_find_swapped(). Unless DE_OK, the page's content is undefined.
  */
 int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page);
 
@@ -30,6 +32,27 @@ int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page);
  */
 void de_rebuild_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, size_t count, uint8_t *pages,
                       uint8_t *right);
+
+/** A page and what it stands on, one below the other: so many objects may be in the swap file. */
+#define DE_REBUILD_MAX_SWAPPED 4u
+
+/** What must be read from the swap file to rebuild a page. */
+struct de_swapped_parts {
+    size_t count;
+    struct de_swap_place places[DE_REBUILD_MAX_SWAPPED];
+    uint32_t ids[DE_REBUILD_MAX_SWAPPED];
+    const uint8_t *payloads[DE_REBUILD_MAX_SWAPPED]; /**< the caller's: what it read */
+};
+
+/**
+ * Find which parts of object @p id are in the swap file. They stay where they are as long as the caller holds
+ * a count on the object, but others may join them. @return DE_OK, DE_NOT_FOUND or DE_CORRUPT.
+ */
+int de_rebuild_find_swapped(struct de_rebuilder *rebuilder, uint32_t id, struct de_swapped_parts *parts);
+
+/** de_rebuild_page() with these parts at hand. DE_BUSY: others are in the swap file by now; find them. */
+int de_rebuild_swapped(struct de_rebuilder *rebuilder, uint32_t id, const struct de_swapped_parts *parts,
+                       uint8_t *page);
 
 /**
  * Rebuild @p count objects, each compared byte for byte with the page it must give ("verify before free").

@@ -36,13 +36,14 @@
 
 /** How an object's payload encodes its page. Stored on disk: never renumber. */
 enum de_encoding {
-    DE_ENCODING_RAW = 0,   /**< 4096 bytes */
-    DE_ENCODING_FILL = 1,  /**< 8 bytes: the repeated word */
-    DE_ENCODING_LZ4 = 2,   /**< one LZ4 block */
-    DE_ENCODING_ZSTD = 3,  /**< one zstd frame without magic, size or checksum */
-    DE_ENCODING_PATCH = 4, /**< patch.h, exactly one reference */
-    DE_ENCODING_DENSE = 5, /**< dense.h: first reference its MODEL, then 0 to 4 pages */
-    DE_ENCODING_MODEL = 6, /**< not a page: the statistics that DENSE objects were coded with (dense.h) */
+    DE_ENCODING_RAW = 0,     /**< 4096 bytes */
+    DE_ENCODING_FILL = 1,    /**< 8 bytes: the repeated word */
+    DE_ENCODING_LZ4 = 2,     /**< one LZ4 block */
+    DE_ENCODING_ZSTD = 3,    /**< one zstd frame without magic, size or checksum */
+    DE_ENCODING_PATCH = 4,   /**< patch.h, exactly one reference */
+    DE_ENCODING_DENSE = 5,   /**< dense.h: first reference its MODEL, then 0 to 4 pages */
+    DE_ENCODING_MODEL = 6,   /**< not a page: the statistics that DENSE objects were coded with (dense.h) */
+    DE_ENCODING_SWAPPED = 7, /**< a struct de_swap_place: the payload is in the swap file (swap.h) */
 };
 
 /** One object as a writer gives it and a reader sees it. */
@@ -67,6 +68,7 @@ struct de_store_statistics {
     uint64_t populated_bytes; /**< memory the file really takes, in whole frames: equals st_blocks * 512 */
     uint64_t table_bytes;     /**< id table, chunk table, free lists: anonymous memory beside the file */
     uint64_t limbo_bytes;     /**< released, waiting for readers to leave */
+    uint64_t swapped;         /**< live objects whose payload is in the swap file */
 };
 
 /**
@@ -99,6 +101,30 @@ int de_store_open(int fd, struct de_store **store);
  */
 uint64_t de_store_sweep(struct de_store *store);
 
+struct de_swap;
+struct de_swap_channel;
+
+/**
+ * Let objects move to @p swap, which outlives the store. After de_store_open(), before the sweep: slots that
+ * objects name are marked as used. @return DE_OK, DE_BUSY (has one) or DE_NO_MEMORY.
+ */
+int de_store_attach_swap(struct de_store *store, struct de_swap *swap);
+
+#define DE_STORE_SWAP_BATCH 64u
+/** Objects up to this size stay: in swap they would take as much memory. */
+#define DE_STORE_SWAP_MIN_BYTES 64u
+
+/**
+ * Move payloads to the swap file. Ids, counts and references stay; an object that has gone to swap keeps what
+ * it refers to, but no longer keeps it in memory. Takes a disk write per batch of DE_STORE_SWAP_BATCH.
+ * @param channel Of at least DE_STORE_SWAP_BATCH pages.
+ * @param[out] statuses Per object: DE_OK; DE_NOT_FOUND; DE_BUSY: an object in memory refers to it, which must
+ * go first; DE_INVALID: in swap already, too small, or a MODEL; DE_FULL: no slot, or no room in the store for
+ * what stays; DE_CORRUPT: its header is damaged; DE_SYSTEM: the disk; DE_NO_MEMORY.
+ */
+void de_store_swap_out(struct de_store *store, struct de_store_reader *reader,
+                       struct de_swap_channel *channel, const uint32_t *ids, size_t count, int *statuses);
+
 /** Unmap and close; the file, if it has a name, stays. No reader may be left. */
 void de_store_close(struct de_store *store);
 
@@ -110,10 +136,10 @@ int de_store_fd(const struct de_store *store);
  * @param object encoding, checksum, references and payload are used; payload_bytes <= DE_PAGE_SIZE, or up to
  *               DE_STORE_MODEL_MAX_BYTES for a MODEL. The payload is copied.
  * @param[out] id The new object's id: stable for its life, never DE_NONE; ids are reused after release.
- * @return DE_OK, DE_INVALID (sizes, too deep, wrong number of references for the encoding), DE_NOT_FOUND (a
- * reference does not exist), DE_CORRUPT (a reference's header is damaged, or a MODEL's payload is no model),
- * DE_FULL (the store, its models, or a reference's count), DE_NO_MEMORY or DE_SYSTEM (the memory file can't
- * grow).
+ * @return DE_OK, DE_INVALID (sizes, too deep, wrong number of references for the encoding, SWAPPED),
+ * DE_NOT_FOUND (a reference does not exist), DE_BUSY (a reference is in the swap file), DE_CORRUPT (a
+ * reference's header is damaged, or a MODEL's payload is no model), DE_FULL (the store, its models, or a
+ * reference's count), DE_NO_MEMORY or DE_SYSTEM (the memory file can't grow).
  */
 int de_store_put(struct de_store *store, const struct de_object *object, uint32_t *id);
 
