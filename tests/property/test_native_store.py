@@ -8,13 +8,16 @@ import lz4.block
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from diffengine.native import (
     NONE,
     PAGE_BYTES,
+    TRAINING_ROUNDS,
+    DenseCounter,
+    DenseCounts,
     DenseModel,
     EncodedBatch,
     EncodeOptions,
@@ -32,9 +35,21 @@ CODECS = [Encoding.RAW, Encoding.LZ4, Encoding.ZSTD, Encoding.DENSE]
 LIMITS = st.sampled_from([0, 1, 100, 2048, 4095])
 
 
+def trained_on(pages: Pages, references: Sequence[int | None], parts: int = 1) -> DenseModel:
+    """A model of these pages; they are counted in so many parts."""
+    numbers, model = np.arange(len(pages)), DenseModel()
+    for _ in range(TRAINING_ROUNDS):
+        total = DenseCounts()
+        for part in np.array_split(numbers, parts):
+            addresses = pages.addresses_or_none(references)[part]
+            total.add(DenseCounter().count(model, pages.addresses[part], addresses))
+        model = DenseModel(total)
+    return model
+
+
 def options_for(codec: Encoding, pages: Pages, references: Sequence[int | None], **others: object) -> EncodeOptions:
     """Dense pages are encoded with a model trained on them."""
-    model = DenseModel(pages.addresses, pages.addresses_or_none(references)) if codec is Encoding.DENSE else None
+    model = trained_on(pages, references) if codec is Encoding.DENSE else None
     return EncodeOptions(codec, model=model, **others)  # type: ignore[arg-type]
 
 
@@ -189,6 +204,26 @@ def test_patch_sizes_keep_to_the_limit_and_pass_over_what_is_not_there() -> None
     assert absent == 0 and 500 <= size < 600
     assert encoder.patch_sizes(pages.addresses[1:], candidates, size - 1)[0].tolist() == [0, 0]
     assert encoder.patch_sizes(pages.addresses[1:], candidates, size)[0].tolist() == [0, size]
+
+
+@settings(max_examples=10)
+@given(pages_with_references(), st.integers(2, 5))
+def test_a_dense_model_does_not_depend_on_how_its_pages_are_cut(
+    given_pages: tuple[list[bytes], list[int | None]], parts: int
+) -> None:
+    pages, references = Pages(given_pages[0]), given_pages[1]
+    assert trained_on(pages, references, parts).save() == trained_on(pages, references).save()
+
+
+def test_a_dense_model_of_like_pages_makes_them_shorter() -> None:
+    pages = Pages([text_page(n) for n in range(100)])
+    alone = np.zeros(100, np.uint64)
+    models = [DenseModel(), trained_on(pages, [None] * 100)]
+    default, trained = (
+        PageEncoder().encode(EncodeOptions(Encoding.DENSE, model=model), pages.addresses, alone).sizes.sum(dtype=int)
+        for model in models
+    )
+    assert trained < 0.95 * default
 
 
 def test_dense_needs_a_model_and_levels_have_limits() -> None:
