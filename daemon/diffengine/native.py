@@ -170,6 +170,33 @@ class SharingTable:
         )
         check(status, "looking for identical pages")
 
+    def run_pass_over(
+        self,
+        digests: NDArray[np.uint64],
+        eligible: Bytes,
+        pages: range,
+        interval: int,
+        intervals: int,
+        leaders: PageNumbers,
+    ) -> None:
+        """As run_pass, but `eligible` and `leaders` hold only the visited pages, so that they may be short-lived."""
+        status = lib.de_sharing_pass(
+            self._table,
+            readable("uint64_t[]", digests),
+            _from_page_zero("uint8_t *", eligible, pages.start),
+            pages.start,
+            len(pages),
+            interval,
+            intervals,
+            _from_page_zero("uint32_t *", leaders, pages.start),
+        )
+        check(status, "looking for identical pages")
+
+
+def _from_page_zero(kind: str, array: NDArray[Any], first: int) -> Any:
+    """Where page 0's element would be of an array that begins with page `first`'s; C only looks from there on."""
+    return ffi.cast(kind, array.ctypes.data - first * array.itemsize)
+
 
 class KeyIndex:
     """The paper's page-similarity table: key -> its first c pages."""
@@ -494,6 +521,18 @@ class Rebuilder:
     def close(self) -> None:
         """Frees it now; a store may only be closed when no rebuilder of it is left."""
         ffi.release(self._rebuilder)
+
+    def rebuild(self, ids: NDArray[np.uint32], pages: Bytes) -> NDArray[np.bool_]:
+        """Rebuilds n objects into pages (n * PAGE_BYTES); False for one that is not there, or corrupt."""
+        right = np.empty(len(ids), dtype=np.uint8)
+        lib.de_rebuild_batch(
+            self._rebuilder,
+            readable("uint32_t[]", ids),
+            len(ids),
+            writable("uint8_t[]", pages),
+            writable("uint8_t[]", right),
+        )
+        return right.astype(np.bool_)
 
     def verify(self, ids: NDArray[np.uint32], pages: Addresses) -> NDArray[np.bool_]:
         """Whether object ids[i] rebuilds to exactly the page at pages[i]."""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Clock without hardware bits: M from digests, R from watching. Pure functions on arrays, one element a page.
+
+quiet: visits in a row that found the digest unchanged. idle: visits in a row that found the page watched and
+untouched. backoff: how often it was touched while watched, or came back: the longer it must be quiet before it is
+watched again.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.engine.policy import State
+
+Counts = NDArray[np.uint8]
+MOST_VISITS = 255
+# 2 quiet visits << 6 = 128 visits: at 4 s each some 9 minutes.
+MOST_BACKOFF = 6
+QUIET_VISITS = 2
+# A page that comes back cost a rebuild, one that is touched while watched a fault only.
+TOUCH_BACKOFF = 1
+REFAULT_BACKOFF = 2
+
+
+def classify(quiet: Counts, idle: Counts, c4_visits: int) -> NDArray[np.uint8]:
+    """State of each page."""
+    states = np.full(len(quiet), State.C1, dtype=np.uint8)
+    states[quiet > 0] = State.C2
+    states[idle > 0] = State.C3
+    states[idle >= c4_visits] = State.C4
+    return states
+
+
+def count_visit(visits: Counts, chosen: NDArray[Any]) -> None:
+    """One more visit for the chosen pages, up to MOST_VISITS."""
+    visits[chosen] += visits[chosen] < MOST_VISITS
+
+
+def back_off(backoff: Counts, chosen: NDArray[Any], by: int) -> None:
+    backoff[chosen] = np.minimum(backoff[chosen] + by, MOST_BACKOFF)
+
+
+def watchable(quiet: Counts, backoff: Counts, passes: int) -> NDArray[np.bool_]:
+    """Quiet for long enough: at least two visits and a sharing cycle, doubled each time it was touched too soon."""
+    needed = np.minimum(max(QUIET_VISITS, passes) << backoff.astype(np.uint32), MOST_VISITS)
+    result: NDArray[np.bool_] = quiet >= needed
+    return result

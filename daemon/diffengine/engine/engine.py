@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The loop: visit a portion of each domain, then share, watch and evict what the policy allows.
+
+Order of a visit (a page goes through as many steps as it can): what the pager says of it; its digest, and with it its
+Clock state; a partner in the sharing table; watching, if it has none; eviction, once it was found untouched.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.engine import clock
+from diffengine.engine.eviction import Candidates, Evictor
+from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
+from diffengine.engine.options import EngineOptions
+from diffengine.engine.pages import UNKNOWN_KEY, Domain, PageTable, Place
+from diffengine.engine.policy import State, Technique
+from diffengine.engine.reasons import Reason, Reasons
+from diffengine.engine.report import EngineReport, count_places, saved_by_eviction
+from diffengine.engine.sharing import OUT, Sharing
+from diffengine.engine.visits import portion, portions_of_sweep
+from diffengine.hypervisor.protocol import Host, Outcome, Pager, PageState
+from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
+
+# How often the pager is asked which pages came back: what the limits on a guest's faults live on.
+SETTLE_INTERVAL_S = 0.5
+GROUP_SALT = 0x9E3779B97F4A7C15
+KEY_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class Engine:
+    """Belongs to one thread. `now_s` is any clock that goes forward."""
+
+    def __init__(
+        self, host: Host, pager: Pager, options: EngineOptions, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._host = host
+        self._pager = pager
+        self._options = options
+        self._now_s = now_s
+        self._capabilities = host.capabilities()
+        policy = options.policy
+        shares, evicts = policy.uses(Technique.SHARE), policy.evicts and self._capabilities.paging
+        self._table = PageTable(shares, evicts, evicts and policy.uses(Technique.PATCH))
+        self._reasons = Reasons()
+        self._digester = Digester(options.seed, 0, 1)
+        self._sharing: Sharing | None = None
+        if shares:
+            most = self._capabilities.most_sharers
+            self._sharing = Sharing(self._table, most, options.passes, options.table_memory_bytes)
+        self._evictor = Evictor(host, pager, self._table, options, self._reasons) if evicts else None
+        self._may_share = policy.allows(Technique.SHARE)
+        self._may_evict = policy.allows(Technique.PATCH) | policy.allows(Technique.COMPRESS)
+        self._watches = evicts and not self._may_evict[State.C2]
+        self._groups: dict[str, int] = {}
+        self._watch_rates: dict[int, WatchRate] = {}
+        self._refault_limits: dict[int, RefaultLimit] = {}
+        self._portion = 0
+        self._portions = 0
+        self._sweeps = 0
+        self._sweep_start_s = 0.0
+        self._settled_s = now_s()
+        self._cpu_s = 0.0
+
+    # Domains.
+
+    def add_domain(self, domid: int, gfns: int, trust_group: str, min_resident_pages: int = 0) -> None:
+        """From the next sweep on. The pager must have it already. `trust_group`: whom it may share and patch with."""
+        group = self._groups.setdefault(trust_group, len(self._groups) + 1)
+        self._table.add_domain(domid, gfns, group, min_resident_pages)
+        self._watch_rates[domid] = WatchRate(self._options.fault_limit)
+        self._refault_limits[domid] = RefaultLimit(self._options.refault_limit)
+        self._portion = self._portions = 0
+
+    def remove_domain(self, domid: int) -> None:
+        """It is gone, or not to be worked on any more."""
+        for domain in [domain for domain in self._table.domains if domain.domid == domid]:
+            self._table.remove_domain(domain)
+            del self._watch_rates[domid], self._refault_limits[domid]
+        self._portion = self._portions = 0
+
+    def _forget_gone_domains(self) -> None:
+        alive = {domain.domid for domain in self._host.domains()}
+        for domain in list(self._table.domains):
+            if domain.domid not in alive:
+                self.remove_domain(domain.domid)
+
+    # The loop.
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set."""
+        while not stop.is_set():
+            stop.wait(self.step())
+
+    def step(self) -> float:
+        """Visits the next portion of each domain. Seconds to wait before the next step."""
+        start_s, start_cpu_s = self._now_s(), time.thread_time()
+        self._settle(start_s)
+        if self._portion == 0:
+            self._begin_sweep(start_s)
+        for domain in list(self._table.domains):
+            part = portion(domain.gfns, self._portion, self._portions)
+            if len(part):
+                self._visit(domain, part)
+        self._portion += 1
+        if self._portion >= self._portions:
+            self._end_sweep()
+        used_s = time.thread_time() - start_cpu_s
+        self._cpu_s += used_s
+        return self._wait_s(start_s, used_s)
+
+    def _wait_s(self, start_s: float, used_s: float) -> float:
+        """Until the next portion is due, or the budget of CPU time allows it, whichever is later."""
+        done = self._portion / self._portions if self._portion else 1.0
+        due_s = self._sweep_start_s + done * self._options.visit_interval_s
+        paid_s = start_s + used_s / self._options.cpu_share
+        return max(0.0, max(due_s, paid_s) - self._now_s())
+
+    def _begin_sweep(self, now_s: float) -> None:
+        self._forget_gone_domains()
+        self._portions = portions_of_sweep(max((domain.gfns for domain in self._table.domains), default=1))
+        self._sweep_start_s = now_s
+        cycles = self._sharing.cycles if self._sharing else 0
+        if self._sharing:
+            self._sharing.begin_sweep()
+        if self._evictor and (not self._sharing or self._sharing.cycles != cycles or not self._sweeps):
+            self._evictor.begin_cycle()
+
+    def _end_sweep(self) -> None:
+        self._portion = 0
+        self._sweeps += 1
+        if self._evictor:
+            self._evictor.end_sweep()
+
+    # What the pager tells.
+
+    def _settle(self, now_s: float) -> None:
+        """Finds the pages that came back: touched while watched, or loaded again."""
+        seconds = now_s - self._settled_s
+        if not self._evictor or seconds < SETTLE_INTERVAL_S:
+            return
+        self._settled_s = now_s
+        for domain in self._table.domains:
+            touched, refaulted = self._settle_domain(domain)
+            self._watch_rates[domain.domid].observe(touched + refaulted, seconds)
+            self._refault_limits[domain.domid].observe(now_s, refaulted)
+
+    def _settle_domain(self, domain: Domain) -> tuple[int, int]:
+        table, part = self._table, domain.part
+        states = self._pager.states(domain.domid, 0, domain.gfns).states
+        back = states == PageState.RESIDENT
+        place = table.place[part]
+        touched = np.flatnonzero(back & (place == Place.WATCHED))
+        refaulted = np.flatnonzero(back & np.isin(place, OUT))
+        came = np.concatenate([touched, refaulted])
+        clock.back_off(table.backoff[part], touched, clock.TOUCH_BACKOFF)
+        clock.back_off(table.backoff[part], refaulted, clock.REFAULT_BACKOFF)
+        place[came] = Place.RESIDENT
+        table.idle[part][came] = 0
+        table.quiet[part][came] = np.minimum(table.quiet[part][came], 1)
+        table.saved[part][came] = 0
+        domain.touches += len(touched)
+        domain.refaults += len(refaulted)
+        return len(touched), len(refaulted)
+
+    # A visit.
+
+    def _visit(self, domain: Domain, part: range) -> None:
+        pages = np.arange(domain.first + part.start, domain.first + part.stop, dtype=np.uint32)
+        if self._evictor:
+            self._look_at_watched(domain, part, pages)
+        self._look_at_content(domain, pages)
+        leaders = self._share(pages)
+        if self._evictor:
+            self._watch(domain, pages)
+            self._evict(domain, pages, leaders)
+
+    def _look_at_watched(self, domain: Domain, part: range, pages: PageNumbers) -> None:
+        """A watched page that the pager still has so was not touched: neither read nor written, so not digested."""
+        table = self._table
+        states = self._pager.states(domain.domid, part.start, len(part)).states
+        still = (states == PageState.WATCHED) & (table.place[pages] == Place.WATCHED)
+        clock.count_visit(table.idle, pages[still])
+        # A refused eviction leaves a page watched that was not before.
+        new = (states == PageState.WATCHED) & (table.place[pages] == Place.RESIDENT)
+        table.place[pages[new]] = Place.WATCHED
+        table.idle[pages[new]] = 0
+
+    def _look_at_content(self, domain: Domain, pages: PageNumbers) -> None:
+        """Digests the pages that have a frame; a digest that changed means C1."""
+        table = self._table
+        pages = pages[np.isin(table.place[pages], (Place.RESIDENT, Place.SHARED, Place.HOLE))]
+        if not len(pages):
+            return
+        digests = np.empty(len(pages), dtype=np.uint64)
+        kinds = np.empty(len(pages), dtype=np.uint8)
+        with self._host.map(domain.domid, pages - np.uint32(domain.first)) as mapping:
+            mapped = mapping.addresses != 0
+            count = int(mapped.sum())
+            no_keys = np.empty((count, 0), dtype=np.uint64)
+            self._digester.digest(mapping.addresses[mapped], digests[:count], kinds[:count], no_keys)
+        self._lose_holes(pages[~mapped])
+        self._note_keys(pages[mapped], self._salted(digests[:count], domain.group))
+
+    @staticmethod
+    def _salted(digests: NDArray[np.uint64], group: int) -> NDArray[np.uint64]:
+        """Keys of one trust group never equal another's, but for zero pages, which all may share."""
+        salt = np.uint64(GROUP_SALT * group & KEY_MASK)
+        return np.where(digests == 0, digests, digests ^ salt)
+
+    def _lose_holes(self, pages: PageNumbers) -> None:
+        table = self._table
+        table.leave_frames(pages)
+        table.place[pages] = Place.HOLE
+        table.keys[pages] = UNKNOWN_KEY
+        table.quiet[pages] = 0
+
+    def _note_keys(self, pages: PageNumbers, keys: NDArray[np.uint64]) -> None:
+        table = self._table
+        changed = pages[table.keys[pages] != keys]
+        back = pages[table.place[pages] == Place.HOLE]
+        table.keys[pages] = keys
+        clock.count_visit(table.quiet, pages)
+        table.quiet[changed] = 0
+        table.leave_frames(changed)
+        table.place[changed] = Place.RESIDENT
+        table.place[back] = Place.RESIDENT
+        if table.evicts:
+            table.notes[changed] = 0
+        self._reasons.add(Reason.MODIFIED, len(changed))
+
+    def _states(self, pages: PageNumbers) -> NDArray[np.uint8]:
+        idle = self._table.idle[pages] if self._table.evicts else np.zeros(len(pages), dtype=np.uint8)
+        passes = self._sharing.passes if self._sharing else 1
+        return clock.classify(self._table.quiet[pages], idle, max(self._options.c4_visits, passes))
+
+    def _share(self, pages: PageNumbers) -> PageNumbers:
+        """Shares what has a partner. For each page the first one of its content in this sweep, or NONE if not known."""
+        if not self._sharing:
+            return np.full(len(pages), NONE, dtype=np.uint32)
+        table = self._table
+        place = table.place[pages]
+        eligible = (place == Place.RESIDENT) & self._may_share[self._states(pages)]
+        eligible |= np.isin(place, (Place.SHARED, *OUT)) | (place == Place.WATCHED)
+        eligible &= table.keys[pages] != UNKNOWN_KEY
+        whole = range(int(pages[0]), int(pages[-1]) + 1)
+        leaders, complete = self._sharing.look_up(whole, eligible.astype(np.uint8))
+        if not complete:
+            self._reasons.add(Reason.TABLE_FULL, int(eligible.sum()))
+        if not self._capabilities.sharing:
+            self._reasons.add(Reason.NOT_SHAREABLE, int((leaders != pages)[eligible].sum()))
+            return leaders
+        pairs = self._sharing.pair_up(pages, leaders)
+        self._reasons.add(Reason.PARTNER_WATCHED, pairs.partner_watched)
+        self._carry_out_sharing(pairs.sources, pairs.clients)
+        return leaders
+
+    def _carry_out_sharing(self, sources: PageNumbers, clients: PageNumbers) -> None:
+        if not len(sources):
+            return
+        results = self._pager.share(*self._table.locate(sources), *self._table.locate(clients))
+        self._reasons.add_results("share", results)
+        done = results == Outcome.DONE
+        assert self._sharing is not None
+        self._sharing.joined(sources[done], clients[done])
+
+    def _watch(self, domain: Domain, pages: PageNumbers) -> None:
+        """Watches pages that were quiet for long enough, those first that were touched least."""
+        if not self._watches:
+            return
+        table = self._table
+        passes = self._sharing.passes if self._sharing else 1
+        idle = pages[table.place[pages] == Place.RESIDENT]
+        idle = idle[clock.watchable(table.quiet[idle], table.backoff[idle], passes)]
+        states = np.full(len(idle), State.C4, dtype=np.uint8)
+        assert self._evictor is not None
+        idle = idle[self._evictor.worth_trying(idle, states)]
+        quota = self._watch_rates[domain.domid].take(len(idle))
+        self._reasons.add(Reason.FAULT_LIMIT, len(idle) - quota)
+        chosen = idle[np.argsort(table.backoff[idle], kind="stable")[:quota]]
+        if not len(chosen):
+            return
+        domids, gfns = table.locate(chosen)
+        results = self._pager.watch(domids, gfns)
+        self._reasons.add_results("watch", results)
+        watched = chosen[results == Outcome.DONE]
+        table.place[watched] = Place.WATCHED
+        table.idle[watched] = 0
+        # Nominated for sharing alone: private again, it can be watched at the next visit.
+        busy = results == Outcome.BUSY
+        if busy.any() and self._sharing:
+            self._reasons.add_results("unshare", self._pager.unshare(domids[busy], gfns[busy]))
+
+    def _evict(self, domain: Domain, pages: PageNumbers, leaders: PageNumbers) -> None:
+        """Evicts what is cold: as a copy of a page that is out already, or as an object of its own."""
+        table = self._table
+        assert self._evictor is not None
+        states = self._states(pages)
+        self._reasons.add(Reason.REFERENCED, int((states == State.C2).sum()))
+        cold = self._may_evict[states] & (table.keys[pages] != UNKNOWN_KEY)
+        if self._watches:
+            cold &= (table.place[pages] == Place.WATCHED) & (table.idle[pages] > 0)
+        else:
+            cold &= np.isin(table.place[pages], (Place.RESIDENT, Place.WATCHED))
+        if not cold.any():
+            return
+        cold &= self._within_limits(domain, cold)
+        copies = cold & (leaders != NONE) & (leaders != pages)
+        # Copies of what goes in this very batch follow it.
+        follow = np.isin(leaders, pages[cold & ~copies]) & copies
+        copies[copies] = np.isin(table.place[leaders[copies]], OUT)
+        self._evict_copies(pages[copies], leaders[copies])
+        alone = cold & ~copies & ~follow
+        chosen = Candidates(pages[alone], states[alone])
+        chosen = chosen[self._evictor.worth_trying(chosen.pages, chosen.states)]
+        if len(chosen.pages):
+            self._evictor.evict(chosen, domain.group)
+        self._evict_copies(pages[follow], leaders[follow])
+
+    def _evict_copies(self, pages: PageNumbers, leaders: PageNumbers) -> None:
+        same = np.isin(self._table.place[leaders], OUT) & (self._table.keys[leaders] == self._table.keys[pages])
+        if same.any() and self._evictor:
+            self._evictor.evict_as(pages[same], leaders[same])
+
+    def _within_limits(self, domain: Domain, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """As many of the wanted pages as may go out now."""
+        evicted = int(np.isin(self._table.place[domain.part], OUT).sum())
+        count = int(wanted.sum())
+        allowed = self._refault_limits[domain.domid].allowed(count)
+        self._reasons.add(Reason.REFAULT_LIMIT, count - allowed)
+        room = room_to_evict(domain.gfns, evicted, domain.min_resident, self._options.evicted_share_limit)
+        if room.pages < allowed:
+            reason = Reason.MIN_RESIDENT if room.by_min_resident else Reason.EVICTED_SHARE
+            self._reasons.add(reason, allowed - room.pages)
+        within = np.zeros(len(wanted), dtype=np.bool_)
+        within[np.flatnonzero(wanted)[: min(allowed, room.pages)]] = True
+        return within
+
+    # Telling of it.
+
+    @property
+    def table_bytes(self) -> int:
+        """All memory of the engine that grows with its work."""
+        total = self._table.bytes()
+        if self._sharing:
+            total += self._sharing.bytes
+        if self._evictor:
+            total += self._evictor.bytes
+        return total
+
+    def report(self) -> EngineReport:
+        """From the engine's own thread, or when it has stopped."""
+        sharing = self._host.memory().sharing_saved * PAGE_BYTES
+        return EngineReport(
+            sweeps=self._sweeps,
+            cycles=self._sharing.cycles if self._sharing else self._sweeps,
+            passes=self._sharing.passes if self._sharing else 1,
+            cpu_s=self._cpu_s,
+            table_bytes=self.table_bytes,
+            saved_by={"sharing": sharing, **saved_by_eviction(self._table), "swapping": 0},
+            pages=count_places(self._table),
+            refaults={domain.domid: domain.refaults for domain in self._table.domains},
+            touches={domain.domid: domain.touches for domain in self._table.domains},
+            reasons=self._reasons.as_dict(),
+        )
+
+    def close(self) -> None:
+        """Gives up what it holds of the store."""
+        if self._evictor:
+            self._evictor.close()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the engine remembers of each page: arrays over all domains' pages, indexed by page number.
+
+A page number is a domain's first page + gfn. The engine's whole memory is here and in its tables, so bytes matter:
+arrays that only one technique needs are made only if the policy has it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.hypervisor.protocol import Domids, Gfns
+from diffengine.native import NONE, PageNumbers
+
+# No page's digest is this one, as far as chance allows: a page that was not visited yet.
+UNKNOWN_KEY = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class Place(IntEnum):
+    """Where the engine left a page; the guest may have taken it back since."""
+
+    RESIDENT = 0
+    WATCHED = 1
+    SHARED = 2
+    PATCHED = 3
+    COMPRESSED = 4
+    HOLE = 5
+    GONE = 6  # of a domain that is no more
+
+
+# Notes about a page's present content, as bits.
+FUTILE = np.uint8(1)  # compression does not make it smaller
+INDEXED = np.uint8(2)  # the similarity index has had it
+
+
+@dataclass
+class Domain:
+    """One domain and where its pages are. group: its trust group's number."""
+
+    domid: int
+    gfns: int
+    first: int
+    group: int
+    min_resident: int
+    touches: int = 0
+    refaults: int = 0
+
+    @property
+    def part(self) -> slice:
+        return slice(self.first, self.first + self.gfns)
+
+
+@dataclass
+class PageTable:
+    """keys: the digest, salted with the trust group. saved: bytes that the eviction of this page frees, before its
+    share of tables. source: number of the group of sharers; sharers: how many it has, indexed by that number."""
+
+    shares: bool
+    evicts: bool
+    patches: bool
+    domains: list[Domain] = field(default_factory=list)
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    quiet: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    place: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    idle: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    backoff: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    notes: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    saved: NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, dtype=np.uint16))
+    depths: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    source: PageNumbers = field(default_factory=lambda: np.empty(0, dtype=np.uint32))
+    sharers: NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, dtype=np.uint16))
+
+    def _arrays(self) -> Iterator[tuple[str, Any]]:
+        """Name and content of a fresh page, of the arrays that are in use."""
+        yield "keys", UNKNOWN_KEY
+        yield "quiet", 0
+        yield "place", Place.RESIDENT
+        if self.evicts:
+            yield from (("idle", 0), ("backoff", 0), ("notes", 0), ("saved", 0))
+        if self.patches:
+            yield "depths", 0
+        if self.shares:
+            yield from (("source", NONE), ("sharers", 0))
+
+    def add_domain(self, domid: int, gfns: int, group: int, min_resident: int) -> Domain:
+        domain = Domain(domid, gfns, self._place_for(gfns), group, min_resident)
+        missing = domain.part.stop - len(self.keys)
+        for name, value in self._arrays():
+            array = getattr(self, name)
+            if missing > 0:
+                array = np.concatenate([array, np.empty(missing, dtype=array.dtype)])
+                setattr(self, name, array)
+            array[domain.part] = value
+        self.domains.append(domain)
+        self.domains.sort(key=lambda each: each.first)
+        return domain
+
+    def _place_for(self, gfns: int) -> int:
+        """The first gap that a domain which went has left, or the end."""
+        end = 0
+        for domain in self.domains:
+            if domain.first - end >= gfns:
+                return end
+            end = domain.first + domain.gfns
+        return end
+
+    def remove_domain(self, domain: Domain) -> None:
+        self.domains.remove(domain)
+        self.leave_frames(np.arange(domain.part.start, domain.part.stop, dtype=np.uint32))
+        self.keys[domain.part] = UNKNOWN_KEY
+        self.quiet[domain.part] = 0
+        self.place[domain.part] = Place.GONE
+
+    def locate(self, pages: PageNumbers) -> tuple[Domids, Gfns]:
+        """Whose pages these are, and which. All of them must be of living domains."""
+        which = self.owners(pages)
+        domids = np.array([domain.domid for domain in self.domains], dtype=np.uint16)
+        firsts = np.array([domain.first for domain in self.domains], dtype=np.uint32)
+        return domids[which], pages - firsts[which]
+
+    def owners(self, pages: PageNumbers) -> NDArray[np.intp]:
+        """Index into `domains` of each page."""
+        firsts = np.array([domain.first for domain in self.domains], dtype=np.uint32)
+        return np.searchsorted(firsts, pages, side="right") - 1
+
+    def groups_of(self, pages: PageNumbers) -> NDArray[np.int64]:
+        groups = np.array([domain.group for domain in self.domains], dtype=np.int64)
+        return groups[self.owners(pages)]
+
+    def leave_frames(self, pages: PageNumbers) -> None:
+        """Pages that were written, or evicted, or given back do not share any more."""
+        if not self.shares:
+            return
+        pages = pages[self.source[pages] != NONE]
+        np.subtract.at(self.sharers, self.source[pages], 1)
+        self.source[pages] = NONE
+
+    def bytes(self) -> int:
+        return sum(getattr(self, name).nbytes for name, _ in self._arrays())

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Why pages were not saved, counted: each time that the engine, or its host, said no."""
+
+from collections import Counter
+from enum import StrEnum
+
+import numpy as np
+
+from diffengine.hypervisor.protocol import Outcome, Results
+
+
+class Reason(StrEnum):
+    """What stood in the way of one page, at one visit."""
+
+    MODIFIED = "modified"  # C1
+    REFERENCED = "referenced"  # C2, and nothing to share it with
+    NOT_SHAREABLE = "host_cannot_share"
+    PARTNER_WATCHED = "partner_watched"
+    TABLE_FULL = "sharing_table_full"
+    NO_REFERENCE = "no_similar_page"
+    REFERENCE_IN_USE = "reference_in_use"
+    PATCH_TOO_LARGE = "patch_too_large"
+    INCOMPRESSIBLE = "incompressible"
+    FAULT_LIMIT = "fault_limit"
+    REFAULT_LIMIT = "refault_limit"
+    MIN_RESIDENT = "min_resident"
+    EVICTED_SHARE = "evicted_share_limit"
+    STORE_FULL = "store_full"
+    UNMAPPED = "not_mapped"
+
+
+class Reasons:
+    """Counters by name: those above, and what hosts answered, as share_stale, watch_busy, evict_touched."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, reason: Reason, pages: int) -> None:
+        if pages:
+            self._counts[reason] += int(pages)
+
+    def add_results(self, step: str, results: Results) -> None:
+        """Counts what is not DONE among the results of `share`, `watch` or `evict`."""
+        outcomes, counts = np.unique(results[results != Outcome.DONE], return_counts=True)
+        for outcome, count in zip(outcomes.tolist(), counts.tolist(), strict=True):
+            self._counts[f"{step}_{Outcome(outcome).name.lower()}"] += count
+
+    def as_dict(self) -> dict[str, int]:
+        return dict(sorted(self._counts.items()))

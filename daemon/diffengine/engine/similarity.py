@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which page could be another one's reference: the shift-tolerant detector's index over all trust groups.
+
+Features are salted with the trust group, so that one index serves all groups and none finds another's pages.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.engine.pages import INDEXED, PageTable, Place
+from diffengine.native import NONE, Addresses, PageNumbers, ShiftIndex, shift_features
+
+SMALLEST_INDEX_BYTES = 4096
+# A reference that is a patch itself makes a fault rebuild twice.
+MAX_DEPTH = 1
+MULTIPLIER = 0x9E3779B1  # Knuth's: spreads group numbers over all bits
+
+
+class Similarity:
+    """An index of pages that were seen cold. It is emptied when most of what it holds is stale; since the pages that
+    are out then would be found no more, it lasts for many sweeps where the paper clears its table each cycle."""
+
+    def __init__(self, pages: PageTable, seed: int, bytes_per_page: float) -> None:
+        self._pages = pages
+        self._seed = seed
+        self._bytes_per_page = bytes_per_page
+        self._index: ShiftIndex | None = None
+        self._entered = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._index.bytes if self._index else 0
+
+    def begin_cycle(self) -> None:
+        """Sized for the pages that may come; emptied if more pages were entered than three times those."""
+        total = sum(domain.gfns for domain in self._pages.domains)
+        wanted = max(SMALLEST_INDEX_BYTES, int(total * self._bytes_per_page))
+        outgrown = self._index is not None and self._index.bytes < wanted // 2
+        if self._index is None or outgrown or self._entered > 3 * total:
+            self._index = ShiftIndex(wanted, MAX_DEPTH)
+            self._entered = 0
+            self._pages.notes &= ~INDEXED
+
+    def propose(self, pages: PageNumbers, addresses: Addresses) -> PageNumbers:
+        """A page of the same trust group that may serve as a reference, or NONE, for each; and enters them."""
+        if self._index is None or not len(pages):
+            return np.full(len(pages), NONE, dtype=np.uint32)
+        features, counts = shift_features(self._seed, addresses)
+        groups = self._pages.groups_of(pages)
+        salts: NDArray[np.uint32] = (groups.astype(np.uint64) * MULTIPLIER).astype(np.uint32)
+        features ^= salts[:, np.newaxis]
+        found = self._index.references_of(features, counts, pages, self._pages.depths)
+        self._entered += len(pages)
+        self._pages.notes[pages] |= INDEXED
+        proposed = np.flatnonzero(found != NONE)
+        candidates = found[proposed]
+        alive = (self._pages.place[candidates] != Place.GONE) & (candidates != pages[proposed])
+        alive[alive] = self._pages.groups_of(candidates[alive]) == groups[proposed[alive]]
+        found[proposed[~alive]] = NONE
+        return found

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the engine needs of a host: a hypervisor whose frames it looks at, and a pager that it proposes to.
+
+Adapters implement these protocols. All calls take batches: arrays of gfns, or of (domid, gfn) pairs, and give arrays
+back, so that a call may as well go through a queue to another process. What a host can't do is a *capability*: the
+engine leaves the technique out, and counts why. An adapter that is asked for what its capabilities exclude answers
+UNABLE for each page.
+
+Every method raises HostGoneError when the other side is gone for good; a restarted engine starts from nothing and
+finds its place again from `domains` and `states`. Errors of single pages are values in the arrays, never exceptions.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.errors import DiffengineError
+
+Addresses = NDArray[np.uint64]
+Domids = NDArray[np.uint16]
+Gfns = NDArray[np.uint32]
+ObjectIds = NDArray[np.uint32]
+Results = NDArray[np.int32]
+
+
+class HostGoneError(DiffengineError):
+    """The hypervisor's or the pager's other end does not answer any more."""
+
+
+class StoreFullError(DiffengineError):
+    """The pager's store takes no more objects. What was put before stays."""
+
+
+class PageState(IntEnum):
+    """The pager's entry of a page (enum de_page_state)."""
+
+    RESIDENT = 0  # not in the pager's hands: ram, shared, or a hole
+    WATCHED = 1  # nominated: a touch makes it RESIDENT
+    EVICTING = 2
+    EVICTED = 3
+    LOADING = 4
+
+
+class Outcome(IntEnum):
+    """What became of one page of a proposal (enum de_proposal). All but DONE: its content stays where it was."""
+
+    DONE = 0
+    BUSY = -1  # mapped, shared, special, or on its way in or out
+    TOUCHED = -2  # the guest touched it, or somebody mapped it, since it was watched
+    DIFFERS = -3  # the object, or the partner, does not have the page's bytes
+    NO_OBJECT = -4
+    NO_PAGE = -5  # a hole, or evicted already
+    NO_DOMAIN = -6  # gone, or halted
+    INVALID = -7
+    STALE = -8  # written while it was being shared
+    MAPPED = -9
+    FULL = -10  # its frame has as many sharers as it may
+    NO_MEMORY = -11  # the hypervisor has no room for metadata, or no frame for a copy
+    FAILED = -12
+    UNABLE = -13  # the host can't do that
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a host can do.
+
+    sharing: live pages may share a frame (Xen: Intel only). paging: pages can be watched and evicted. swap: evicted
+    pages can go to disk. claims: free frames can be promised to domains. log_dirty: the hypervisor tells which pages
+    were written. most_sharers: gfns on one frame, at most.
+    """
+
+    sharing: bool
+    paging: bool
+    swap: bool
+    claims: bool
+    log_dirty: bool
+    most_sharers: int
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """A domain that may be worked on. gfns: the size of its physical address space, in pages."""
+
+    domid: int
+    gfns: int
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Frames of the host, and what the hypervisor's sharing costs.
+
+    sharing_saved: gfns that need no frame of their own because they share one.
+    """
+
+    frames: int
+    free: int
+    used: int
+    sharing_saved: int
+    metadata_bytes: int
+
+
+class MappedPages(Protocol):
+    """Frames mapped read-only. As long as they are, they can be neither nominated nor evicted: be quick.
+
+    addresses: 0 where errors is not 0. errors: -EINVAL a hole; -ENOENT evicted: a page that is known to be out must
+    not be mapped, since that asks the pager to bring it in.
+    """
+
+    @property
+    def addresses(self) -> Addresses: ...
+    @property
+    def errors(self) -> NDArray[np.int32]: ...
+
+
+class Host(Protocol):
+    """The hypervisor, as the engine sees it."""
+
+    def capabilities(self) -> Capabilities: ...
+
+    def domains(self) -> Sequence[DomainInfo]:
+        """The domains that exist now; one may be gone before the next call."""
+
+    def memory(self) -> HostMemory: ...
+
+    def map(self, domid: int, gfns: Gfns) -> AbstractContextManager[MappedPages]:
+        """Maps pages until the block ends. A domain that is gone gives -ESRCH for every page."""
+
+    def claim(self, domid: int, frames: int) -> bool:
+        """Promises the domain that it may have so many frames in all; 0 takes the promise back.
+
+        False: there are too few free frames that are promised to nobody, or it has as many already.
+        """
+
+
+@dataclass(frozen=True)
+class PageEntries:
+    """The pager's entries of a range of gfns. objects: NONE for a page that is not out. A page's generation changes
+    whenever it becomes resident again."""
+
+    states: NDArray[np.uint8]
+    objects: ObjectIds
+    generations: NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class NewObjects:
+    """n pages encoded, to be put into the store. Each has at most one reference page: an object that is there already
+    (reference_ids), or an earlier row of this very batch (reference_rows); NONE for neither."""
+
+    payloads: Addresses
+    sizes: NDArray[np.uint16]
+    encodings: NDArray[np.uint8]
+    checksums: NDArray[np.uint32]
+    reference_ids: ObjectIds
+    reference_rows: NDArray[np.uint32]
+    model_id: int
+
+
+@dataclass(frozen=True)
+class PagerCounters:
+    """Counters since the pager began, bytes of its memory, and percentiles of its latencies in microseconds.
+
+    store_bytes: memory that the objects take, all losses included. table_bytes: page table, object tables.
+    """
+
+    evicted: int
+    evictions: int
+    loads: int
+    touches: int
+    corrupt: int
+    store_bytes: int
+    table_bytes: int
+    swap_bytes: int
+    cpu_s: float
+    rebuild_us: dict[str, float]
+    fault_us: dict[str, float]
+
+
+class Pager(Protocol):
+    """The pager, which checks every proposal itself. Arrays of one call have one length. Results: Outcome."""
+
+    def add_domain(self, domid: int, gfns: int) -> None:
+        """Becomes the domain's pager. Raises DiffengineError if it can't be paged; see de_pager_add_domain()."""
+
+    def states(self, domid: int, first: int, count: int) -> PageEntries:
+        """Entries of gfns first .. first + count - 1. A domain that is gone: all RESIDENT."""
+
+    def watch(self, domids: Domids, gfns: Gfns) -> Results:
+        """Nominates pages, so that the next access shows. BUSY: shared, mapped, or special."""
+
+    def share(self, source_domids: Domids, source_gfns: Gfns, client_domids: Domids, client_gfns: Gfns) -> Results:
+        """Gives each client the frame of its source, after comparing them."""
+
+    def unshare(self, domids: Domids, gfns: Gfns) -> Results:
+        """Makes pages private, each with a frame of its own. NO_MEMORY: no frame left."""
+
+    def evict(self, domids: Domids, gfns: Gfns, objects: ObjectIds) -> Results:
+        """Evicts pages as objects, each rebuilt and compared first; watched or not. The page table takes a reference
+        of its own on each object."""
+
+    def put(self, objects: NewObjects) -> ObjectIds:
+        """Puts objects, each with one reference that is the caller's. Raises StoreFullError; then none of them stays,
+        and no id is valid."""
+
+    def put_model(self, model: bytes) -> int:
+        """Puts the model that dense objects are coded with; its object's id. Raises StoreFullError."""
+
+    def release(self, objects: ObjectIds) -> None:
+        """Gives up one of the caller's references on each; NONE is passed over."""
+
+    def rebuild(self, objects: ObjectIds, pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Rebuilds n objects into pages (n * 4096 bytes). False: no such object any more."""
+
+    def compact(self) -> int:
+        """Moves objects together, so that frames come free; the bytes given back."""
+
+    def counters(self) -> PagerCounters: ...
+
+
+def no_results(count: int, outcome: Outcome) -> Results:
+    """The same outcome for every page."""
+    results: NDArray[Any] = np.full(count, outcome, dtype=np.int32)
+    return results
