@@ -229,8 +229,11 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
 
 void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn)
 {
-    struct entry entry = entry_get(domain, gfn);
-    /* While evicting the hypercall will be refused, and the proposer clears up itself. */
+    struct entry entry;
+    /* An eviction under way may be over already as far as the hypervisor goes: then its page is what was
+     * given back. Microseconds. */
+    while ((entry = entry_get(domain, gfn)).state == DE_PAGE_EVICTING)
+        HYPERCALL(pager, yield);
     if (entry.state != DE_PAGE_EVICTED && entry.state != DE_PAGE_WATCHED)
         return;
     /* EINVAL: paged, so this event is of an earlier page of that gfn, given back and evicted anew since. */

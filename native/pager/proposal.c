@@ -96,9 +96,12 @@ static bool settle(struct de_pager *pager, struct place place, struct entry evic
     if (!evicted)
         after.object = DE_NONE;
     while (!entry_change(pager, place.domain, place.gfn, evicting, after)) {
-        if (entry_get(place.domain, place.gfn).state != DE_PAGE_LOADING)
+        struct entry now = entry_get(place.domain, place.gfn);
+        if (now.state == DE_PAGE_LOADING)
+            HYPERCALL(pager, yield);
+        else if (entry_pack(now) != entry_pack(evicting))
             return false;
-        HYPERCALL(pager, yield);
+        /* Else the server gave up its claim in between: it is ours again. */
     }
     return true;
 }
