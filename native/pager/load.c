@@ -229,17 +229,24 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
 
 void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn)
 {
-    struct entry entry;
-    /* An eviction under way may be over already as far as the hypervisor goes: then its page is what was
-     * given back. Microseconds. */
-    while ((entry = entry_get(domain, gfn)).state == DE_PAGE_EVICTING)
-        HYPERCALL(pager, yield);
-    if (entry.state != DE_PAGE_EVICTED && entry.state != DE_PAGE_WATCHED)
+    for (;;) {
+        struct entry entry = entry_get(domain, gfn);
+        if (entry.state == DE_PAGE_EVICTING) {
+            /* It may be over already as far as the hypervisor goes: then its page is what was given back. */
+            HYPERCALL(pager, yield);
+            continue;
+        }
+        if (entry.state != DE_PAGE_EVICTED && entry.state != DE_PAGE_WATCHED)
+            return;
+        /* EINVAL: paged, so this event is of an earlier page of that gfn, given back and evicted anew since.
+         */
+        int error = HYPERCALL(pager, paging_load, domain->id, gfn, NULL);
+        if (error == -EINVAL || error == -ESRCH)
+            return;
+        if (!entry_change(pager, domain, gfn, entry, entry_resident(entry)))
+            continue;
+        if (entry.object != DE_NONE)
+            pager_retire(pager, entry.object);
         return;
-    /* EINVAL: paged, so this event is of an earlier page of that gfn, given back and evicted anew since. */
-    int error = HYPERCALL(pager, paging_load, domain->id, gfn, NULL);
-    if (error == -EINVAL || error == -ESRCH)
-        return;
-    if (entry_change(pager, domain, gfn, entry, entry_resident(entry)) && entry.object != DE_NONE)
-        pager_retire(pager, entry.object);
+    }
 }

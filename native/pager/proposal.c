@@ -295,6 +295,9 @@ void de_pager_swap_out(struct de_pager *pager, const uint32_t *objects, size_t c
 /* Evict a watched page as it is. */
 static int evict_raw(struct de_pager *pager, struct place place)
 {
+    /* `watched` may be out of date (touched while an eviction was tried), and the page shared since. */
+    if (HYPERCALL(pager, unshare, place.domain->id, place.gfn) == -ENOMEM)
+        return DE_NO_MEMORY;
     const uint8_t *page;
     if (map(pager, place, &page) != DE_PROPOSAL_DONE)
         return DE_BUSY;
