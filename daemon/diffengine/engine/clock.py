@@ -18,8 +18,8 @@ MOST_VISITS = 255
 # 2 quiet visits << 6 = 128 visits: at 4 s each some 9 minutes.
 MOST_BACKOFF = 6
 QUIET_VISITS = 2
-# A page that comes back cost a rebuild, one that is touched while watched a fault only.
-TOUCH_BACKOFF = 1
+# Twice as long would find a page that is in use too often: each time costs the guest a fault.
+TOUCH_BACKOFF = 2
 REFAULT_BACKOFF = 2
 
 

@@ -299,7 +299,8 @@ class Engine:
         table = self._table
         assert self._evictor is not None
         states = self._states(pages)
-        self._reasons.add(Reason.REFERENCED, int((states == State.C2).sum()))
+        referenced = (states == State.C2) & (table.place[pages] == Place.RESIDENT)
+        self._reasons.add(Reason.REFERENCED, int(referenced.sum()))
         cold = self._may_evict[states] & (table.keys[pages] != UNKNOWN_KEY)
         if self._watches:
             cold &= (table.place[pages] == Place.WATCHED) & (table.idle[pages] > 0)

@@ -30,7 +30,7 @@ class EngineOptions:
     visit_interval_s: float = 4.0
     c4_visits: int = 3
     refault_limit: int = 600
-    fault_limit: float = 20.0
+    fault_limit: float = 50.0
     evicted_share_limit: float = 0.98
     patch_limit: int = 2048
     dense: bool = True

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests, engine and pager run from a scenario file, and what came of it."""
+
+from diffengine.simulation.report import as_json, as_tables
+from diffengine.simulation.run import Sample, SimulationResult, simulate
+from diffengine.simulation.scenario import Scenario, ScenarioError, load_scenario
+
+__all__ = [
+    "Sample",
+    "Scenario",
+    "ScenarioError",
+    "SimulationResult",
+    "as_json",
+    "as_tables",
+    "load_scenario",
+    "simulate",
+]

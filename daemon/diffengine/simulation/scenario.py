@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Scenario files: what runs on the machine, for how long, and how the engine is set. docs/simulate.md has the keys."""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diffengine.engine import BUILT_IN_POLICIES, EngineOptions, Policy, State, Technique
+from diffengine.errors import DiffengineError
+from diffengine.simulation.checked import MIB, CheckedTable, shown
+
+PAGE_BYTES = 4096
+PAGES_PER_MIB = MIB // PAGE_BYTES
+MOST_MIB = 1 << 20
+# Frames beyond the domains' memory: for copies on write while everything is shared.
+SPARE_SHARE = 1 / 8
+SPARE_MIB = 4
+SCENARIOS = Path(__file__).parent.parent / "scenarios"
+TRACE = SCENARIOS / "d12a-dirty-15s.bits"
+TRACE_BITS = 131_072
+PROGRAMS = ("idle", "working-set", "phases", "trace")
+GENERATED = ("zero", "identical", "random", "similar")
+FREE_AS = ("keep", "zero", "release")
+MOST_ERRORS = 8
+
+
+class ScenarioError(DiffengineError):
+    """A scenario that can't be run; the message names keys, values and what is allowed."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class ProgramScenario:
+    """A domain's program; a key that its kind does not have keeps its default."""
+
+    kind: str
+    operations_per_s: float = 0.0
+    working_set: float = 0.1
+    zipf: float = 1.0
+    excursion_fraction: float = 0.0
+    write_fraction: float = 0.0
+    pages: str = "random"
+    similar_percent: int = 95
+    free: str = "keep"
+    phase_s: float = 20.0
+    trace: Path = TRACE
+    trace_bits: int = TRACE_BITS
+    interval_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class DomainScenario:
+    """memory_mib: None: as large as the image."""
+
+    name: str
+    memory_mib: int | None
+    image: Path | None
+    program: ProgramScenario
+    trust_group: str
+    min_resident_mib: float
+
+
+@dataclass(frozen=True)
+class MachineScenario:
+    """memory_mib: None: what the domains have, and an eighth."""
+
+    memory_mib: int | None
+    swap_mib: int
+    swap_path: Path | None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    seed: int
+    duration_s: float
+    machine: MachineScenario
+    engine: EngineOptions
+    domains: tuple[DomainScenario, ...]
+
+    @property
+    def images(self) -> list[Path]:
+        """Each image once, in order."""
+        return list(dict.fromkeys(domain.image for domain in self.domains if domain.image))
+
+
+def find_scenario(name: str) -> Path:
+    """A file, or one of the scenarios that are shipped, by name."""
+    path = Path(name)
+    shipped = SCENARIOS / f"{name}.toml"
+    if path.exists() or "/" in name or not shipped.exists():
+        return path
+    return shipped
+
+
+def shipped_scenarios() -> list[str]:
+    return sorted(path.stem for path in SCENARIOS.glob("*.toml"))
+
+
+def load_scenario(path: Path, image_folders: Sequence[Path] = ()) -> Scenario:
+    """Reads and checks a whole file. Images are looked for beside the file, then in the folders given.
+
+    Raises ScenarioError that names everything that is wrong, up to MOST_ERRORS.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        shipped = ", ".join(shipped_scenarios())
+        raise ScenarioError(f"{path}: no such file; name a scenario file, or one that is shipped: {shipped}") from error
+    except OSError as error:
+        raise ScenarioError(f"{path}: {error.strerror}; name a scenario file that can be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: not TOML: {error}; see docs/simulate.md") from error
+    errors: list[str] = []
+    scenario = _scenario(CheckedTable("", values, errors), path.stem, [path.parent, *image_folders])
+    if errors:
+        more = f"; and {len(errors) - MOST_ERRORS} more" if len(errors) > MOST_ERRORS else ""
+        raise ScenarioError(f"{path}: " + "; ".join(errors[:MOST_ERRORS]) + more)
+    return scenario
+
+
+def _scenario(top: CheckedTable, name: str, folders: Sequence[Path]) -> Scenario:
+    seed = top.whole("seed", 0, 0, (1 << 63) - 1)
+    duration_s = top.number("duration_s", 60.0, 0.1, 1e7, " seconds")
+    policies = {**BUILT_IN_POLICIES, **_policies(top.table("policies"))}
+    scenario = Scenario(
+        name=name,
+        seed=seed,
+        duration_s=duration_s,
+        machine=_machine(top.table("machine"), folders[0]),
+        engine=_engine(top.table("engine"), policies, seed),
+        domains=tuple(_domain(table, number, folders) for number, table in enumerate(top.tables("domain"), 1)),
+    )
+    top.finish()
+    names = [domain.name for domain in scenario.domains]
+    for repeated in sorted({each for each in names if names.count(each) > 1}):
+        top.errors.append(f"[[domain]] name = {shown(repeated)}: must be different for each domain")
+    return scenario
+
+
+def _policies(table: CheckedTable) -> dict[str, Policy]:
+    """The user's own policies: for each state, what is allowed."""
+    policies = {}
+    for name in list(table.values):
+        if name in BUILT_IN_POLICIES:
+            table.errors.append(f"[policies.{name}]: must not have the name of a built-in policy")
+        own = table.table(name)
+        own.where = f"[policies.{name}]"
+        allowed = {}
+        for state in State:
+            names = own.choices(state.name, [technique.value for technique in Technique])
+            allowed[state] = tuple(Technique(each) for each in names)
+        own.finish()
+        policies[name] = Policy(name, allowed)
+    return policies
+
+
+def _machine(table: CheckedTable, folder: Path) -> MachineScenario:
+    memory_mib = table.optional_whole("memory_mib", 1, MOST_MIB, " MiB")
+    swap_mib = table.whole("swap_mib", 0, 0, MOST_MIB, " MiB")
+    swap_path = table.text("swap_path")
+    table.finish()
+    if swap_path and not swap_mib:
+        table.errors.append("[machine] swap_path: without swap_mib; set both, or none")
+    return MachineScenario(memory_mib, swap_mib, folder / swap_path if swap_path else None)
+
+
+def _engine(table: CheckedTable, policies: dict[str, Policy], seed: int) -> EngineOptions:
+    default = EngineOptions()
+    table_mib = table.optional_number("table_memory_mib", 0.004, MOST_MIB, " MiB")
+    options = EngineOptions(
+        policy=policies[table.choice("policy", "default", list(policies))],
+        seed=seed,
+        passes=table.optional_whole("passes", 1, 256),
+        table_memory_bytes=None if table_mib is None else int(table_mib * MIB),
+        similarity_bytes_per_page=table.number("similarity_bytes_per_page", 16, 1, 1024),
+        cpu_share=table.number("cpu_share", default.cpu_share, 0.001, 1.0),
+        visit_interval_s=table.number("visit_interval_s", default.visit_interval_s, 0.001, 3600, " seconds"),
+        c4_visits=table.whole("c4_visits", default.c4_visits, 1, 250),
+        refault_limit=table.whole("refault_limit", default.refault_limit, 0, 1 << 31, " per minute"),
+        fault_limit=table.number("fault_limit", default.fault_limit, 0.1, 1e6, " per second"),
+        evicted_share_limit=table.number("evicted_share_limit", default.evicted_share_limit, 0, 1),
+        patch_limit=table.whole("patch_limit", default.patch_limit, 16, PAGE_BYTES - 1, " bytes"),
+        dense=table.flag("dense", default.dense),
+    )
+    table.finish()
+    return options
+
+
+def _domain(table: CheckedTable, number: int, folders: Sequence[Path]) -> DomainScenario:
+    name = table.text("name", f"guest{number}") or f"guest{number}"
+    memory_mib = table.optional_whole("memory_mib", 1, MOST_MIB, " MiB")
+    image = _file(table, "image", folders)
+    program = _program(table, folders)
+    trust_group = table.text("trust_group", name) or name
+    min_resident_mib = table.number("min_resident_mib", 0, 0, MOST_MIB, " MiB")
+    table.finish()
+    if memory_mib is None and not table.has("image"):
+        table.errors.append(f"{table.name('memory_mib')}: must be set for a domain without an image")
+    if memory_mib is not None and min_resident_mib > memory_mib:
+        table.refuse("min_resident_mib", f"at most the domain's memory, {memory_mib} MiB")
+    if program.kind in ("working-set", "trace") and not table.has("image"):
+        table.errors.append(f"{table.name('image')}: must be set for the program {program.kind}")
+    return DomainScenario(name, memory_mib, image, program, trust_group, min_resident_mib)
+
+
+def _program(table: CheckedTable, folders: Sequence[Path]) -> ProgramScenario:
+    """The program, and those keys that it has; others are refused with the rest of the unknown keys."""
+    program = ProgramScenario(table.choice("program", "idle", PROGRAMS))
+    if program.kind == "idle":
+        return program
+    per_s = table.number("operations_per_s", 0.0 if program.kind == "phases" else 1000.0, 0, 1e9, " (0: no limit)")
+    program = replace(program, operations_per_s=per_s)
+    if program.kind == "phases":
+        return replace(
+            program,
+            pages=table.choice("pages", "random", GENERATED),
+            similar_percent=table.whole("similar_percent", 95, 0, 100),
+            free=table.choice("free", "keep", FREE_AS),
+            phase_s=table.number("phase_s", 20, 0.01, 1e6, " seconds"),
+        )
+    program = replace(
+        program,
+        working_set=table.number("working_set", 0.1, 0.0001, 1, " of the image's non-zero pages"),
+        zipf=table.number("zipf", 1.0, 0, 4),
+        excursion_fraction=table.number("excursion_fraction", 0.0005, 0, 1),
+        write_fraction=table.number("write_fraction", 0.1, 0, 1),
+    )
+    if program.kind == "trace":
+        program = replace(
+            program,
+            trace=_file(table, "trace", folders) or TRACE,
+            trace_bits=table.whole("trace_bits", TRACE_BITS, 8, 1 << 31, " (a multiple of 8)"),
+            interval_s=table.number("interval_s", 15.0, 0.001, 1e6, " seconds"),
+        )
+        _check_trace(table, program)
+    return program
+
+
+def _check_trace(table: CheckedTable, program: ProgramScenario) -> None:
+    if program.trace_bits % 8:
+        table.refuse("trace_bits", "a multiple of 8")
+        return
+    size, map_bytes = program.trace.stat().st_size, program.trace_bits // 8
+    if not size or size % map_bytes:
+        table.errors.append(
+            f"{table.name('trace')} = {shown(str(program.trace))}: must be bitmaps of {program.trace_bits} bits "
+            f"(trace_bits), {map_bytes} bytes each; the file has {size} bytes"
+        )
+
+
+def _file(table: CheckedTable, key: str, folders: Sequence[Path]) -> Path | None:
+    """The file that a key names: absolute, or in one of the folders."""
+    text = table.text(key)
+    if text is None:
+        return None
+    for folder in folders:
+        path = folder / text
+        if path.is_file() and os.access(path, os.R_OK):
+            return path
+    looked = ", ".join(str(folder) for folder in folders)
+    table.refuse(key, f"a file that can be read; looked in {looked}")
+    return None
