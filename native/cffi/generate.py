@@ -29,6 +29,7 @@ HEADERS = (
     "hypervisor",
     "machine",
     "program",
+    "machine_client",
     "pager",
 )
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)

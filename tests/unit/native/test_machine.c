@@ -3,13 +3,17 @@
  * threads. */
 #include "check.h"
 
-#include <diffengine/machine.h>
+#include <diffengine/program.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+
+#ifdef THROUGH_CLIENT
+#include "through_client.h"
+#endif
 
 #define WAIT_STEP_NS 200000
 
@@ -173,7 +177,7 @@ static void test_arguments(void)
     struct de_vcpu *vcpu;
     CHECK_EQ(de_vcpu_create(machine, 99, &vcpu), -ESRCH);
     CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
-    uint8_t bytes[8];
+    uint8_t bytes[DE_PAGE_SIZE];
     CHECK_EQ(de_machine_guest_read(vcpu, 0, DE_PAGE_SIZE - 7, bytes, 8), -EINVAL);
     CHECK_EQ(de_machine_guest_read(vcpu, 0, UINT32_MAX, bytes, 2), -EINVAL);
     CHECK_EQ(de_machine_guest_read(vcpu, 4, 0, bytes, 8), -EFAULT);
@@ -920,6 +924,56 @@ static void evict_by_copy(struct keeper *keeper, uint32_t gfn)
     HV(paging_evict, keeper->domain, gfn);
 }
 
+#ifdef THROUGH_CLIENT
+typedef uint32_t guest_handle;
+
+static void guest_start(uint16_t domain, const struct de_program_options *options, guest_handle *guest)
+{
+    uint32_t contents;
+    CHECK_EQ(de_client_contents_add_pages(machine, options->content, options->gfns, &contents), 0);
+    CHECK_EQ(de_client_program_start(machine, domain, options, contents, guest), 0);
+    CHECK_EQ(de_client_contents_remove(machine, contents), 0);
+}
+
+static uint64_t guest_progress(guest_handle guest)
+{
+    struct de_program_result result;
+    CHECK_EQ(de_client_program_read(machine, guest, &result), 0);
+    return result.reads + result.writes;
+}
+
+static struct de_program_result guest_stop(guest_handle guest, uint64_t *samples, size_t capacity)
+{
+    struct de_program_result result;
+    CHECK_EQ(de_client_program_stop(machine, guest, &result, samples, capacity), 0);
+    CHECK_EQ(de_client_program_stop(machine, guest, &result, samples, capacity), -ENOENT);
+    return result;
+}
+#else
+typedef struct de_program *guest_handle;
+
+static void guest_start(uint16_t domain, const struct de_program_options *options, guest_handle *guest)
+{
+    CHECK_EQ(de_program_start(machine, domain, options, guest), 0);
+}
+
+static uint64_t guest_progress(guest_handle guest)
+{
+    struct de_program_result result;
+    de_program_read(guest, &result);
+    return result.reads + result.writes;
+}
+
+static struct de_program_result guest_stop(guest_handle guest, uint64_t *samples, size_t capacity)
+{
+    struct de_program_result result;
+    de_program_stop(guest);
+    de_program_join(guest, &result, samples);
+    CHECK(result.samples <= capacity);
+    return result;
+}
+#endif
+
 /* Guests on two vCPUs, an evictor that shares, breaks and evicts at random, and the server: every byte must
  * be right. */
 static void test_guests_under_threads(void)
@@ -940,19 +994,23 @@ static void test_guests_under_threads(void)
     struct keeper keeper = {.domain = domain, .copies = copies};
     pthread_t server;
     CHECK_EQ(pthread_create(&server, NULL, keeper_thread, &keeper), 0);
-    struct de_guest *guests[2];
+    static const uint32_t hot[] = {0};
+    guest_handle guests[2];
     for (uint32_t i = 0; i < 2; i++) {
-        struct de_guest_options options = {.seed = i + 1,
-                                           .operations = UINT64_MAX,
-                                           .write_fraction = 0.3,
-                                           .first_gfn = i * GFNS / 2,
-                                           .gfns = GFNS / 2,
-                                           .content = content + i * GFNS / 2,
-                                           .sample_capacity = 16};
-        CHECK_EQ(de_guest_start(machine, domain, &options, &guests[i]), 0);
+        struct de_program_options options = {.kind = DE_PROGRAM_WORKING_SET,
+                                             .seed = i + 1,
+                                             .first_gfn = i * GFNS / 2,
+                                             .gfns = GFNS / 2,
+                                             .content = content + i * GFNS / 2,
+                                             .sample_capacity = 16,
+                                             .hot = hot,
+                                             .hot_count = 1,
+                                             .excursion_fraction = 1,
+                                             .write_fraction = 0.3};
+        guest_start(domain, &options, &guests[i]);
     }
     uint32_t random = 1;
-    while (de_guest_progress(guests[0]) < OPERATIONS || de_guest_progress(guests[1]) < OPERATIONS ||
+    while (guest_progress(guests[0]) < OPERATIONS || guest_progress(guests[1]) < OPERATIONS ||
            account_domain(domain).paging_events < EVENTS) {
         random = random * 1664525 + 1013904223;
         uint32_t gfn = (random >> 8) % GFNS;
@@ -975,10 +1033,8 @@ static void test_guests_under_threads(void)
         }
     }
     for (int i = 0; i < 2; i++) {
-        struct de_guest_result result;
         uint64_t samples[16];
-        de_guest_stop(guests[i]);
-        de_guest_join(guests[i], &result, samples);
+        struct de_program_result result = guest_stop(guests[i], samples, 16);
         CHECK_EQ(result.status, 0);
         CHECK_EQ(result.wrong_bytes, 0);
         CHECK(result.reads + result.writes >= OPERATIONS);
@@ -992,6 +1048,7 @@ static void test_guests_under_threads(void)
     finish();
 }
 
+#ifndef THROUGH_CLIENT
 /* The checker must be able to fail: another content than the guest expects is counted byte by byte. */
 static void test_guest_counts_wrong_bytes(void)
 {
@@ -1030,6 +1087,8 @@ static void test_guest_counts_wrong_bytes(void)
     finish();
 }
 
+#endif
+
 int main(void)
 {
     test_arguments();
@@ -1055,6 +1114,8 @@ int main(void)
     test_wait();
     test_take_over();
     test_guests_under_threads();
+#ifndef THROUGH_CLIENT
     test_guest_counts_wrong_bytes();
+#endif
     return 0;
 }

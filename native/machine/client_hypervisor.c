@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The machine's process as hypervisor.h's operations table. */
+#include "client_internal.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+
+#define NS_PER_S 1000000000u
+#define GONE_PAUSE_NS 10000000
+
+static size_t batch(size_t count, size_t limit)
+{
+    return count < limit ? count : limit;
+}
+
+/* Frame numbers become addresses in this process's mapping of the frames. */
+static void take_pages(const struct de_machine_client *client, const struct map_arrays *area, size_t count,
+                       uint8_t **pages, int32_t *errors)
+{
+    for (size_t i = 0; i < count; i++) {
+        bool mapped = !area->errors[i] && area->frames[i] < client->frames;
+        pages[i] = mapped ? client->memory + (size_t)area->frames[i] * DE_PAGE_SIZE : NULL;
+        errors[i] = area->errors[i];
+    }
+}
+
+static int64_t map_batch(struct de_machine_client *client, uint16_t domain, bool writable,
+                         const uint32_t *gfns, size_t count, uint8_t **pages, int32_t *errors)
+{
+    struct lane *lane = client_take(client);
+    if (!lane)
+        return -ECONNRESET;
+    struct map_arrays *area = (struct map_arrays *)lane->data;
+    struct call call = {.operation = OPERATION_MAP, .count = (uint32_t)count, .words = {domain, writable}};
+    memcpy(area->gfns, gfns, count * sizeof *gfns);
+    int64_t mapped = client_call(client, lane, &call);
+    if (mapped >= 0)
+        take_pages(client, area, count, pages, errors);
+    client_give(client, lane);
+    return mapped;
+}
+
+int de_client_map(struct de_machine_client *client, uint16_t domain, bool writable, const uint32_t *gfns,
+                  size_t count, uint8_t **pages, int32_t *errors)
+{
+    int64_t mapped = 0;
+    for (size_t done = 0; done < count;) {
+        size_t now = batch(count - done, MAP_BATCH);
+        int64_t result = map_batch(client, domain, writable, gfns + done, now, pages + done, errors + done);
+        if (result < 0) {
+            /* Of earlier batches nothing may be left. */
+            de_client_unmap(client, (const uint8_t *const *)pages, done);
+            return (int)result;
+        }
+        mapped += result;
+        done += now;
+    }
+    return (int)mapped;
+}
+
+static size_t unmap_batch(struct de_machine_client *client, const uint8_t *const *pages, size_t count)
+{
+    struct lane *lane = client_take(client);
+    if (!lane)
+        return count;
+    struct map_arrays *area = (struct map_arrays *)lane->data;
+    struct call call = {.operation = OPERATION_UNMAP};
+    size_t looked = 0;
+    for (; looked < count && call.count < MAP_BATCH; looked++)
+        if (pages[looked])
+            area->frames[call.count++] = (uint32_t)((size_t)(pages[looked] - client->memory) / DE_PAGE_SIZE);
+    if (call.count)
+        client_call(client, lane, &call);
+    client_give(client, lane);
+    return looked;
+}
+
+void de_client_unmap(struct de_machine_client *client, const uint8_t *const *pages, size_t count)
+{
+    for (size_t done = 0; done < count;)
+        done += unmap_batch(client, pages + done, count - done);
+}
+
+static int map(void *context, uint16_t domain, const uint32_t *gfns, size_t count, const uint8_t **pages,
+               int32_t *errors)
+{
+    return de_client_map(context, domain, false, gfns, count, (uint8_t **)pages, errors);
+}
+
+static void unmap(void *context, const uint8_t *const *pages, size_t count)
+{
+    de_client_unmap(context, pages, count);
+}
+
+static int call_domain(void *context, enum operation operation, uint16_t domain, uint32_t gfn)
+{
+    struct call call = {.operation = operation, .words = {domain, gfn}};
+    return (int)client_plain(context, &call);
+}
+
+static int paging_enable(void *context, uint16_t domain)
+{
+    return call_domain(context, OPERATION_PAGING_ENABLE, domain, 0);
+}
+
+static int paging_disable(void *context, uint16_t domain)
+{
+    return call_domain(context, OPERATION_PAGING_DISABLE, domain, 0);
+}
+
+static int paging_take_over(void *context, uint16_t domain, uint32_t *answered)
+{
+    struct call call = {.operation = OPERATION_PAGING_TAKE_OVER, .words = {domain}};
+    int error = (int)client_plain(context, &call);
+    if (!error)
+        *answered = (uint32_t)call.words[1];
+    return error;
+}
+
+static int paging_nominate(void *context, uint16_t domain, uint32_t gfn)
+{
+    return call_domain(context, OPERATION_PAGING_NOMINATE, domain, gfn);
+}
+
+static int paging_evict(void *context, uint16_t domain, uint32_t gfn)
+{
+    return call_domain(context, OPERATION_PAGING_EVICT, domain, gfn);
+}
+
+static int paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page)
+{
+    struct lane *lane = client_take(context);
+    if (!lane)
+        return -ECONNRESET;
+    struct call call = {.operation = OPERATION_PAGING_LOAD, .words = {domain, gfn, page != NULL}};
+    if (page)
+        memcpy(lane->data, page, DE_PAGE_SIZE);
+    int error = (int)client_call(context, lane, &call);
+    client_give(context, lane);
+    return error;
+}
+
+static int share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle)
+{
+    struct call call = {.operation = OPERATION_SHARE_NOMINATE, .words = {domain, gfn}};
+    int error = (int)client_plain(context, &call);
+    *handle = error ? 0 : call.words[2];
+    return error;
+}
+
+static int share(void *context, uint16_t source, uint32_t source_gfn, uint64_t source_handle, uint16_t client,
+                 uint32_t client_gfn, uint64_t client_handle)
+{
+    struct call call = {.operation = OPERATION_SHARE,
+                        .words = {source, source_gfn, source_handle, client, client_gfn, client_handle}};
+    return (int)client_plain(context, &call);
+}
+
+static int unshare(void *context, uint16_t domain, uint32_t gfn)
+{
+    return call_domain(context, OPERATION_UNSHARE, domain, gfn);
+}
+
+static int ring_take(void *context, uint16_t domain, struct de_vm_event *event)
+{
+    struct lane *lane = client_take(context);
+    if (!lane)
+        return -ECONNRESET;
+    struct call call = {.operation = OPERATION_RING_TAKE, .words = {domain}};
+    int64_t taken = client_call(context, lane, &call);
+    if (taken == 1)
+        memcpy(event, lane->data, sizeof *event);
+    client_give(context, lane);
+    return (int)taken;
+}
+
+static int ring_answer(void *context, uint16_t domain, const struct de_vm_event *answer)
+{
+    struct lane *lane = client_take(context);
+    if (!lane)
+        return -ECONNRESET;
+    struct call call = {.operation = OPERATION_RING_ANSWER, .words = {domain}};
+    memcpy(lane->data, answer, sizeof *answer);
+    int error = (int)client_call(context, lane, &call);
+    client_give(context, lane);
+    return error;
+}
+
+static int wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity)
+{
+    struct call call = {
+        .operation = OPERATION_WAIT, .count = (uint32_t)batch(capacity, WAIT_BATCH), .words = {timeout_ns}};
+    struct lane *lane = client_take(context);
+    int64_t found = lane ? client_call(context, lane, &call) : -ECONNRESET;
+    if (found > 0)
+        memcpy(domains, lane->data, (size_t)found * sizeof *domains);
+    if (lane)
+        client_give(context, lane);
+    /* Who waits in a loop should not burn a processor when there is nothing left to wait for. */
+    if (found == -ECONNRESET && timeout_ns)
+        nanosleep(&(struct timespec){.tv_nsec = GONE_PAUSE_NS}, NULL);
+    return (int)found;
+}
+
+static void interrupt(void *context)
+{
+    struct call call = {.operation = OPERATION_INTERRUPT};
+    client_plain(context, &call);
+}
+
+static int pause_domain(void *context, uint16_t domain)
+{
+    return call_domain(context, OPERATION_PAUSE, domain, 0);
+}
+
+static int unpause_domain(void *context, uint16_t domain)
+{
+    return call_domain(context, OPERATION_UNPAUSE, domain, 0);
+}
+
+static void yield(void *context)
+{
+    (void)context;
+    sched_yield();
+}
+
+static uint64_t now_ns(void *context)
+{
+    (void)context;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+static const struct de_hypervisor_operations client_operations = {
+    .map = map,
+    .unmap = unmap,
+    .paging_enable = paging_enable,
+    .paging_disable = paging_disable,
+    .paging_take_over = paging_take_over,
+    .paging_nominate = paging_nominate,
+    .paging_evict = paging_evict,
+    .paging_load = paging_load,
+    .share_nominate = share_nominate,
+    .share = share,
+    .unshare = unshare,
+    .ring_take = ring_take,
+    .ring_answer = ring_answer,
+    .wait = wait,
+    .interrupt = interrupt,
+    .pause = pause_domain,
+    .unpause = unpause_domain,
+    .yield = yield,
+    .now_ns = now_ns,
+};
+
+struct de_hypervisor de_client_hypervisor(struct de_machine_client *client)
+{
+    return (struct de_hypervisor){.operations = &client_operations, .context = client};
+}
