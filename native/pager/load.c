@@ -12,6 +12,21 @@
 /** How often to look whether another thread is done with a page; each is at least a system call. */
 #define LOADING_TURNS 64u
 
+/* A page that is ram again must not go on counting as watched, also if somebody tries to evict it just now:
+ * that will be refused, and leave the entry as it was. */
+static void note_touch(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
+                       struct entry watched)
+{
+    while (watched.state == DE_PAGE_WATCHED &&
+           !entry_change(pager, domain, gfn, watched, entry_resident(watched))) {
+        struct entry now = entry_get(domain, gfn);
+        if (now.generation != watched.generation ||
+            (now.state != DE_PAGE_EVICTING && now.state != DE_PAGE_WATCHED))
+            return;
+        HYPERCALL(pager, yield);
+    }
+}
+
 /*
  * An entry without object. A load without a buffer makes a touched page ram and can overwrite nothing.
  * @return false: the entry changed meanwhile (the page was evicted since we looked), start again.
@@ -23,8 +38,7 @@ static bool load_watched(struct de_pager *pager, struct pager_domain *domain, ui
     switch (error) {
     case 0:
         count(pager, COUNT_TOUCHES);
-        if (entry.state == DE_PAGE_WATCHED)
-            entry_change(pager, domain, gfn, entry, entry_resident(entry));
+        note_touch(pager, domain, gfn, entry);
         *result = LOADED;
         return true;
     case -ENOENT:
