@@ -102,6 +102,8 @@ struct de_pager {
     struct de_swap *swap;            /**< NULL: none */
     struct de_store_reader *swapper; /**< for swapping out */
     atomic_bool disk_done;           /**< a swap-in is over */
+    int directory, directory_lock;   /**< -1: state in this process's memory only */
+    bool owns_state;                 /**< store, swap and files are the pager's own (de_pager_open) */
 
     pthread_mutex_t lock; /**< the domain list and the retired objects; only ever held for a moment */
     pthread_cond_t changed;
@@ -151,6 +153,11 @@ void pager_retire(struct de_pager *pager, uint32_t object);
 /** Pause the domain for good, and remember why. */
 void pager_halt(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, const char *why);
 
+/** Make a domain of a table, which it takes over with success, and list it. DE_OK, DE_FULL or DE_NO_MEMORY.
+ */
+int pager_adopt(struct de_pager *pager, uint16_t id, const struct table *table, struct pager_domain **domain);
+/** Stop, and free the memory; hypervisor, tables' files and store stay as they are. */
+void pager_unmake(struct de_pager *pager);
 /** The domain in a place of the list, held; NULL: none. */
 struct pager_domain *pager_domain_at(struct de_pager *pager, size_t index);
 
@@ -176,6 +183,10 @@ enum loaded pager_load_swapped(struct de_pager *pager, struct pager_domain *doma
                                uint32_t *gfn);
 /** The guest gave the page back: forget its object, unless the gfn has a newer page that is out. */
 void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn);
+
+/* takeover.c */
+/** Remove the files that are no domain's. */
+void pager_remove_state(struct de_pager *pager);
 
 /* serve.c */
 /** Wait up to @p timeout_ns and serve what came. @return events. */

@@ -119,6 +119,7 @@ int de_pager_create(struct de_store *store, const struct de_hypervisor *hypervis
         return DE_NO_MEMORY;
     pager->store = store;
     pager->hypervisor = *hypervisor;
+    pager->directory = pager->directory_lock = -1;
     int status = de_rebuilder_create(store, &pager->server.rebuilder);
     if (status == DE_OK)
         status = de_rebuilder_create(store, &pager->proposer.rebuilder);
@@ -186,64 +187,22 @@ static int domain_make(struct de_pager *pager, uint16_t id, const struct table *
 }
 
 /* Proposals are locked, so nobody else adds or removes. */
-static int domain_insert(struct de_pager *pager, struct pager_domain *domain)
+static int domain_list(struct de_pager *pager, struct pager_domain *domain)
 {
     pthread_mutex_lock(&pager->lock);
-    struct pager_domain **slot = NULL;
-    bool known = find_slot(pager, domain->id) != NULL;
-    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS && !slot; i++)
-        if (!pager->domains[i])
-            slot = &pager->domains[i];
+    size_t place = 0;
+    while (place < DE_PAGER_MAX_DOMAINS && pager->domains[place])
+        place++;
+    if (place < DE_PAGER_MAX_DOMAINS)
+        pager->domains[place] = domain;
     pthread_mutex_unlock(&pager->lock);
-    if (known)
-        return DE_BUSY;
-    if (!slot)
+    if (place == DE_PAGER_MAX_DOMAINS)
         return DE_FULL;
-    int status = enable_status(HYPERCALL(pager, paging_enable, domain->id));
-    if (status != DE_OK)
-        return status;
-    pthread_mutex_lock(&pager->lock);
-    *slot = domain;
-    pthread_mutex_unlock(&pager->lock);
+    atomic_fetch_add(&pager->table_bytes, domain_bytes(domain));
     return DE_OK;
 }
 
-static int start_domain(struct de_pager *pager, struct pager_domain *domain)
-{
-    errno = pager->started && domain->swap_in ? swap_in_start(domain->swap_in) : 0;
-    return errno ? DE_SYSTEM : DE_OK;
-}
-
-int de_pager_add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
-{
-    if (!gfns)
-        return DE_INVALID;
-    struct table table;
-    struct pager_domain *domain = NULL;
-    pthread_mutex_lock(&pager->proposals);
-    int status = table_create(-1, id, gfns, &table);
-    if (status == DE_OK) {
-        status = domain_make(pager, id, &table, &domain);
-        if (status != DE_OK)
-            table_close(&table);
-    }
-    if (status == DE_OK)
-        status = start_domain(pager, domain);
-    if (status == DE_OK)
-        status = domain_insert(pager, domain);
-    if (status == DE_OK)
-        atomic_fetch_add(&pager->table_bytes, domain_bytes(domain));
-    else if (domain) {
-        if (domain->swap_in)
-            swap_in_stop(domain->swap_in);
-        domain_free(domain);
-    }
-    pthread_mutex_unlock(&pager->proposals);
-    return status;
-}
-
-/* Unlink and free; proposals are locked, so only a server may still hold the domain. */
-static void domain_forget(struct de_pager *pager, struct pager_domain *domain)
+static void domain_unlist(struct de_pager *pager, struct pager_domain *domain)
 {
     pthread_mutex_lock(&pager->lock);
     *find_slot(pager, domain->id) = NULL;
@@ -253,13 +212,89 @@ static void domain_forget(struct de_pager *pager, struct pager_domain *domain)
     pthread_mutex_unlock(&pager->lock);
     if (domain->swap_in)
         swap_in_stop(domain->swap_in);
+    atomic_fetch_sub(&pager->table_bytes, domain_bytes(domain));
+}
+
+int pager_adopt(struct de_pager *pager, uint16_t id, const struct table *table, struct pager_domain **result)
+{
+    struct pager_domain *domain;
+    int status = domain_make(pager, id, table, &domain);
+    if (status != DE_OK)
+        return status;
+    status = domain_list(pager, domain);
+    if (status == DE_OK) {
+        *result = domain;
+        return DE_OK;
+    }
+    domain->table.header = NULL;
+    domain_free(domain);
+    return status;
+}
+
+/* The ring, from its present state on. */
+static int enable(struct de_pager *pager, struct pager_domain *domain)
+{
+    struct ring_record *ring = &domain->table.header->ring;
+    uint32_t answered = 0;
+    int error = HYPERCALL(pager, paging_enable, domain->id);
+    if (!error)
+        error = HYPERCALL(pager, paging_take_over, domain->id, &answered);
+    ring->taken = ring->answered = answered;
+    return enable_status(error);
+}
+
+static int add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
+{
+    struct table table;
+    struct pager_domain *domain = pager_domain_get(pager, id);
+    if (domain) {
+        pager_domain_put(pager, domain);
+        return DE_BUSY;
+    }
+    int status = table_create(pager->directory, id, gfns, &table);
+    if (status != DE_OK)
+        return status;
+    status = pager_adopt(pager, id, &table, &domain);
+    if (status != DE_OK) {
+        table_close(&table);
+        table_remove(pager->directory, id);
+        return status;
+    }
+    int error = pager->started && domain->swap_in ? swap_in_start(domain->swap_in) : 0;
+    status = error ? DE_SYSTEM : enable(pager, domain);
+    if (error)
+        errno = error;
+    if (status == DE_OK)
+        return DE_OK;
+    error = errno;
+    domain_unlist(pager, domain);
+    domain_free(domain);
+    table_remove(pager->directory, id);
+    errno = error;
+    return status;
+}
+
+int de_pager_add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
+{
+    if (!gfns)
+        return DE_INVALID;
+    pthread_mutex_lock(&pager->proposals);
+    int status = add_domain(pager, id, gfns);
+    pthread_mutex_unlock(&pager->proposals);
+    return status;
+}
+
+/* Unlink and free; proposals are locked, so only a server may still hold the domain. */
+static void domain_forget(struct de_pager *pager, struct pager_domain *domain)
+{
+    domain_unlist(pager, domain);
     for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
         struct entry entry = entry_get(domain, gfn);
         entry_change(pager, domain, gfn, entry, entry_resident(entry));
         if (entry.object != DE_NONE)
             de_store_release(pager->store, entry.object);
     }
-    atomic_fetch_sub(&pager->table_bytes, domain_bytes(domain));
+    table_remove(pager->directory, domain->id);
     domain_free(domain);
 }
 
@@ -398,6 +433,22 @@ int de_pager_attach_swap(struct de_pager *pager, struct de_swap *swap)
     return status;
 }
 
+void pager_unmake(struct de_pager *pager)
+{
+    de_pager_stop(pager);
+    de_pager_retire(pager, RETIRED_CAPACITY);
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++)
+        domain_free(pager->domains[i]);
+    de_rebuilder_free(pager->server.rebuilder);
+    de_rebuilder_free(pager->proposer.rebuilder);
+    de_swap_channel_free(pager->proposer.channel);
+    de_store_reader_free(pager->swapper);
+    pthread_cond_destroy(&pager->changed);
+    pthread_mutex_destroy(&pager->lock);
+    pthread_mutex_destroy(&pager->proposals);
+    free(pager);
+}
+
 void de_pager_free(struct de_pager *pager)
 {
     if (!pager)
@@ -409,15 +460,8 @@ void de_pager_free(struct de_pager *pager)
         HYPERCALL(pager, paging_disable, pager->domains[i]->id);
         domain_forget(pager, pager->domains[i]);
     }
-    de_pager_retire(pager, RETIRED_CAPACITY);
-    de_rebuilder_free(pager->server.rebuilder);
-    de_rebuilder_free(pager->proposer.rebuilder);
-    de_swap_channel_free(pager->proposer.channel);
-    de_store_reader_free(pager->swapper);
-    pthread_cond_destroy(&pager->changed);
-    pthread_mutex_destroy(&pager->lock);
-    pthread_mutex_destroy(&pager->proposals);
-    free(pager);
+    pager_remove_state(pager);
+    de_pager_leave(pager);
 }
 
 int de_pager_states(struct de_pager *pager, uint16_t id, uint32_t first, size_t count, uint8_t *states,

@@ -148,7 +148,7 @@ static void retry(struct de_pager *pager, struct pager_domain *domain, enum even
         due[slot] = domain->phases[slot] == phase;
     for (unsigned slot = 0; slot < DE_RING_SLOTS; slot++)
         if (due[slot])
-            bring_in(pager, domain, slot);
+            serve_event(pager, domain, slot);
 }
 
 /* Load what the domain's disk thread has read, answer those who wait for it, and let the next one begin. */

@@ -64,7 +64,7 @@ enum de_proposal {
 int de_pager_create(struct de_store *store, const struct de_hypervisor *hypervisor, struct de_pager **pager);
 /**
  * Stops its threads and forgets all domains, also those that de_pager_remove_domain() would refuse: a live
- * guest with pages out crashes at its next touch of one.
+ * guest with pages out crashes at its next touch of one. Of a state directory, only the directory is left.
  */
 void de_pager_free(struct de_pager *pager);
 
@@ -81,6 +81,33 @@ int de_pager_add_domain(struct de_pager *pager, uint16_t domain, uint32_t gfns);
  * it).
  */
 int de_pager_remove_domain(struct de_pager *pager, uint16_t domain);
+
+/** A pager whose page table, store and swap key outlive it. */
+struct de_pager_state {
+    const char
+        *directory; /**< on a tmpfs, mode 0700, this user's: what lies there is as secret as the guests */
+    uint64_t store_bytes;                 /**< of a new store */
+    const char *swap_path;                /**< NULL: no swap */
+    uint64_t swap_bytes;                  /**< of a new swap file */
+    const struct de_swap_disk *swap_disk; /**< NULL: the real one */
+};
+
+/**
+ * Make a pager with its own store and swap, with all its state in files; or, if the directory has the state
+ * of one that is gone, take over from that: its rings with the events it did not answer, its page tables, its
+ * objects. Domains destroyed meanwhile are forgotten. What counted on an object but was no page (the daemon)
+ * does not any more.
+ * @param[out] error Says what failed, with the file's name.
+ * @return DE_OK; DE_INVALID (directory open to others), DE_BUSY (another pager is alive), DE_CORRUPT,
+ * DE_FULL, DE_NO_MEMORY or DE_SYSTEM (errno).
+ */
+int de_pager_open(const struct de_pager_state *state, const struct de_hypervisor *hypervisor,
+                  struct de_pager **pager, char *error, size_t capacity);
+/** Stop and free everything in memory; state and pages that are out are left for a successor. Its guests wait
+ * when they touch one. */
+void de_pager_leave(struct de_pager *pager);
+struct de_store *de_pager_store(struct de_pager *pager);
+struct de_swap *de_pager_swap(struct de_pager *pager); /**< NULL: none */
 
 /**
  * Let objects go to swap. Before domains are added (after a takeover of the store: before its sweep); @p swap

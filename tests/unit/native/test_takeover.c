@@ -1,0 +1,476 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A pager dies at every single step of what it does, and the next one goes on: nothing is lost. */
+#define _GNU_SOURCE
+#include "paging.h"
+
+#include <diffengine/patch.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+/* The dead are left lying about. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "detect_leaks=0";
+}
+
+enum { GFNS = 8, VCPUS = 4, KEY = 1000 };
+
+static char directory[64], swap_path[96];
+static struct de_hypervisor real;
+static struct de_hypervisor_operations mortal;
+
+/* Death: at the n-th step from now. A step is the moment before or after any call to the hypervisor or disk.
+ */
+static jmp_buf death;
+static long steps_left; /**< 0: immortal */
+static long steps_done;
+
+static void step(void)
+{
+    steps_done++;
+    if (steps_left && --steps_left == 0)
+        longjmp(death, 1);
+}
+
+#define MORTAL(name, parameters, arguments)                                                                  \
+    static int mortal_##name parameters                                                                      \
+    {                                                                                                        \
+        step();                                                                                              \
+        int result = real.operations->name arguments;                                                        \
+        step();                                                                                              \
+        return result;                                                                                       \
+    }
+
+MORTAL(map,
+       (void *c, uint16_t domain, const uint32_t *gfns, size_t count, const uint8_t **pages, int32_t *errors),
+       (c, domain, gfns, count, pages, errors))
+MORTAL(paging_enable, (void *c, uint16_t domain), (c, domain))
+MORTAL(paging_disable, (void *c, uint16_t domain), (c, domain))
+MORTAL(paging_take_over, (void *c, uint16_t domain, uint32_t *answered), (c, domain, answered))
+MORTAL(paging_nominate, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
+MORTAL(paging_evict, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
+MORTAL(paging_load, (void *c, uint16_t domain, uint32_t gfn, const uint8_t *page), (c, domain, gfn, page))
+MORTAL(ring_take, (void *c, uint16_t domain, struct de_vm_event *event), (c, domain, event))
+MORTAL(ring_answer, (void *c, uint16_t domain, const struct de_vm_event *answer), (c, domain, answer))
+
+/* Pages that a dead pager had mapped: its process's end unmaps them. */
+static const uint8_t *mapped;
+
+static int mapping(void *c, uint16_t domain, const uint32_t *gfns, size_t count, const uint8_t **pages,
+                   int32_t *errors)
+{
+    step();
+    int result = real.operations->map(c, domain, gfns, count, pages, errors);
+    mapped = result == 1 ? pages[0] : NULL;
+    step();
+    return result;
+}
+
+static void unmapping(void *c, const uint8_t *const *pages, size_t count)
+{
+    step();
+    real.operations->unmap(c, pages, count);
+    mapped = NULL;
+    step();
+}
+
+static uint64_t clock_ns(void *c)
+{
+    step();
+    return real.operations->now_ns(c);
+}
+
+static ssize_t disk_read(void *context, int fd, void *buffer, size_t bytes, int64_t offset)
+{
+    (void)context;
+    step();
+    return pread(fd, buffer, bytes, offset);
+}
+
+static ssize_t disk_write(void *context, int fd, const void *buffer, size_t bytes, int64_t offset)
+{
+    (void)context;
+    step();
+    ssize_t written = pwrite(fd, buffer, bytes, offset);
+    step();
+    return written;
+}
+
+static const struct de_swap_disk disk = {.read = disk_read, .write = disk_write};
+
+static struct de_pager_state given_state(void)
+{
+    return (struct de_pager_state){.directory = directory,
+                                   .store_bytes = 16 << 20,
+                                   .swap_path = swap_path,
+                                   .swap_bytes = 64 * DE_PAGE_SIZE,
+                                   .swap_disk = &disk};
+}
+
+static void open_pager(void)
+{
+    char error[200] = "";
+    struct de_hypervisor hypervisor = {.operations = &mortal, .context = real.context};
+    struct de_pager_state state = given_state();
+    int status = de_pager_open(&state, &hypervisor, &pager, error, sizeof error);
+    if (status != DE_OK)
+        fprintf(stderr, "%s\n", error);
+    CHECK_EQ(status, DE_OK);
+}
+
+static void make_directory(void)
+{
+    snprintf(directory, sizeof directory, "/dev/shm/takeover-test-XXXXXX");
+    CHECK(mkdtemp(directory));
+    snprintf(swap_path, sizeof swap_path, "%s/swap", directory);
+}
+
+static void start(void)
+{
+    (void)mortal_map;
+    CHECK_EQ(de_machine_create(GFNS * 2, &machine), 0);
+    real = de_machine_hypervisor(machine);
+    mortal = *real.operations;
+    mortal.map = mapping;
+    mortal.unmap = unmapping;
+    mortal.now_ns = clock_ns;
+    mortal.paging_enable = mortal_paging_enable;
+    mortal.paging_disable = mortal_paging_disable;
+    mortal.paging_take_over = mortal_paging_take_over;
+    mortal.paging_nominate = mortal_paging_nominate;
+    mortal.paging_evict = mortal_paging_evict;
+    mortal.paging_load = mortal_paging_load;
+    mortal.ring_take = mortal_ring_take;
+    mortal.ring_answer = mortal_ring_answer;
+    steps_left = steps_done = 0;
+    mapped = NULL;
+    pager = NULL;
+}
+
+/* Its end as a process. */
+static void bury(void)
+{
+    steps_left = 0;
+    pager = NULL;
+    if (mapped)
+        real.operations->unmap(real.context, &mapped, 1);
+    mapped = NULL;
+}
+
+/* The scenario: gfn 1 is a patch against gfn 0, the others are what they are. */
+
+static uint16_t domain;
+static struct access accesses[VCPUS];
+static bool begun[VCPUS];
+static struct de_vcpu *balloon;
+static bool dropped;
+
+static void expected_page(uint32_t gfn, uint8_t *page)
+{
+    fill(page, KEY + (gfn == 1 ? 0 : gfn));
+    if (gfn == 1)
+        memset(page + 100, 0x5a, 300);
+}
+
+static void make_scenario(void)
+{
+    domain = make_guest(GFNS, KEY);
+    uint8_t page[DE_PAGE_SIZE];
+    CHECK_EQ(de_vcpu_create(machine, domain, &balloon), 0);
+    expected_page(1, page);
+    CHECK_EQ(de_machine_guest_write(balloon, 1, 0, page, DE_PAGE_SIZE), 0);
+    memset(begun, 0, sizeof begun);
+    dropped = false;
+}
+
+static uint32_t put_patch_of_gfn1(uint32_t reference)
+{
+    uint8_t page[DE_PAGE_SIZE], old[DE_PAGE_SIZE], bytes[DE_PAGE_SIZE];
+    struct de_patch_encoder *encoder;
+    expected_page(1, page);
+    for (size_t i = 100; i < 400; i++) /* so that it is worth swapping */
+        old[i] = 0;
+    fill(old, KEY);
+    CHECK_EQ(de_patch_encoder_create(&encoder), DE_OK);
+    de_patch_load_reference(encoder, old);
+    struct de_object object = {.encoding = DE_ENCODING_PATCH,
+                               .checksum = de_page_checksum(page),
+                               .reference_count = 1,
+                               .references = {reference},
+                               .payload = bytes,
+                               .payload_bytes =
+                                   (uint32_t)de_patch_encode(encoder, page, bytes, DE_PAGE_SIZE)};
+    de_patch_encoder_free(encoder);
+    uint32_t id;
+    CHECK_EQ(de_store_put(de_pager_store(pager), &object, &id), DE_OK);
+    return id;
+}
+
+static void begin(unsigned vcpu, uint32_t gfn, bool write, uint64_t events)
+{
+    accesses[vcpu] = (struct access){.write = write};
+    expected_page(gfn, accesses[vcpu].page);
+    access_begin(&accesses[vcpu], domain, gfn);
+    begun[vcpu] = true;
+    wait_for_events(domain, events);
+}
+
+static void scenario(void)
+{
+    struct de_store *store = de_pager_store(pager);
+    uint32_t objects[6];
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    for (uint32_t gfn = 0; gfn < 6; gfn++) {
+        objects[gfn] = gfn == 1 ? put_patch_of_gfn1(objects[0]) : put_filled(store, KEY + gfn);
+        if (gfn != 3)
+            CHECK_EQ(evict(domain, gfn, objects[gfn]), DE_PROPOSAL_DONE);
+    }
+    CHECK_EQ(watch(domain, 3), DE_PROPOSAL_DONE);
+    CHECK_EQ(swap_out(objects[2]), DE_PROPOSAL_DONE);
+    for (uint32_t gfn = 0; gfn < 6; gfn++)
+        CHECK_EQ(de_store_release(store, objects[gfn]), DE_OK);
+    /* From swap, then from memory, then a touch: the first one is answered last. */
+    begin(0, 2, false, 1);
+    begin(1, 1, false, 2);
+    begin(2, 3, true, 3);
+    de_pager_serve(pager);
+    de_pager_swap_read(pager);
+    CHECK_EQ(de_machine_guest_release(balloon, 5), 0);
+    dropped = true;
+    begin(3, 4, true, 5);
+    de_pager_serve(pager);
+    de_pager_retire(pager, 10);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+}
+
+/* What the guest sees in the end, whoever served it; nothing is left over anywhere. */
+static void check_all(void)
+{
+    bool waiting = true;
+    while (waiting) {
+        waiting = false;
+        de_pager_serve(pager);
+        de_pager_swap_read(pager);
+        for (unsigned i = 0; i < VCPUS; i++)
+            waiting = waiting || (begun[i] && !atomic_load(&accesses[i].done));
+    }
+    for (unsigned i = 0; i < VCPUS; i++) {
+        uint8_t page[DE_PAGE_SIZE];
+        if (!begun[i])
+            continue;
+        CHECK_EQ(access_end(&accesses[i]), 0);
+        expected_page(accesses[i].gfn, page);
+        CHECK(memcmp(accesses[i].page, page, DE_PAGE_SIZE) == 0);
+    }
+    struct de_machine_accounting accounting;
+    de_machine_account(machine, &accounting);
+    CHECK_EQ(statistics().evicted, accounting.paged);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    for (uint32_t gfn = 0; gfn < GFNS; gfn++) {
+        uint8_t found[DE_PAGE_SIZE], page[DE_PAGE_SIZE];
+        int error = de_machine_guest_read(balloon, gfn, 0, found, DE_PAGE_SIZE);
+        expected_page(gfn, page);
+        CHECK_EQ(error, dropped && gfn == 5 ? -EFAULT : 0);
+        CHECK(error || memcmp(found, page, DE_PAGE_SIZE) == 0);
+    }
+    CHECK_EQ(statistics().corrupt + statistics().bad_events, 0);
+    de_pager_retire(pager, 100);
+    struct de_store_statistics stored;
+    struct de_swap_statistics swapped;
+    de_store_statistics(de_pager_store(pager), &stored);
+    de_swap_statistics(de_pager_swap(pager), &swapped);
+    CHECK_EQ(stored.objects, 0);
+    CHECK_EQ(swapped.used, 0);
+}
+
+static void finish(void)
+{
+    de_vcpu_free(balloon);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    de_pager_free(pager);
+    de_machine_free(machine);
+    CHECK_EQ(unlink(swap_path), 0);
+    CHECK_EQ(rmdir(directory), 0);
+}
+
+/* @return false: it lived to the end. */
+static bool live_and_die(long first_death, long second_death)
+{
+    static bool died;
+    start();
+    make_directory();
+    make_scenario();
+    died = false;
+    if (setjmp(death) == 0) {
+        open_pager();
+        steps_done = 0;
+        steps_left = first_death;
+        scenario();
+        steps_left = 0;
+    } else {
+        died = true;
+        bury();
+    }
+    if (died && second_death) {
+        if (setjmp(death) == 0) {
+            steps_left = second_death;
+            open_pager();
+            de_pager_serve(pager);
+        }
+        bury();
+    }
+    if (died) {
+        open_pager();
+        /* Unknown to the dead one's page tables yet: the daemon adds it as before. */
+        int status = de_pager_add_domain(pager, domain, GFNS);
+        CHECK(status == DE_OK || status == DE_BUSY);
+    }
+    check_all();
+    finish();
+    return died;
+}
+
+static void test_death_at_each_step(void)
+{
+    long lives = 0;
+    while (live_and_die(lives + 1, 0))
+        lives++;
+    printf("%ld deaths\n", lives);
+    CHECK(lives > 80);
+    for (long first = 1; first <= lives; first++)
+        live_and_die(first, 1 + first * 7 % 30);
+}
+
+/* Leaving on purpose is a death in good order. */
+static void test_leave(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t object = put_filled(de_pager_store(pager), KEY);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    uint32_t unused = put_filled(de_pager_store(pager), 77);
+    CHECK_EQ(swap_out(object), DE_PROPOSAL_DONE);
+    struct de_pager_state given = given_state();
+    char error[200];
+    struct de_hypervisor hypervisor = {.operations = &mortal, .context = real.context};
+    pid_t child = fork();
+    if (child == 0) {
+        struct de_pager *other;
+        int status = de_pager_open(&given, &hypervisor, &other, error, sizeof error);
+        _exit(status == DE_BUSY && strstr(error, "another pager") ? 0 : 1);
+    }
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    de_pager_leave(pager);
+    open_pager();
+    CHECK_EQ(state(domain, 0), DE_PAGE_EVICTED);
+    CHECK_EQ(de_store_count(de_pager_store(pager), object), 1);
+    CHECK_EQ(de_store_count(de_pager_store(pager), unused), 0);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_BUSY);
+    check_page(domain, 0, KEY);
+    check_all();
+    finish();
+}
+
+/* A domain destroyed while nobody is the pager; a table that is none; a page whose object is lost. */
+static void test_what_is_left(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    uint16_t gone = make_guest(1, 50), lost = make_guest(1, 60);
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, gone, 1), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, lost, 1), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t objects[2] = {put_filled(de_pager_store(pager), 50), put_filled(de_pager_store(pager), 60)};
+    CHECK_EQ(evict(gone, 0, objects[0]), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(lost, 0, objects[1]), DE_PROPOSAL_DONE);
+    /* One release too many, twice: the object goes although a page needs it. */
+    CHECK_EQ(de_store_release(de_pager_store(pager), objects[1]), DE_OK);
+    CHECK_EQ(de_store_release(de_pager_store(pager), objects[1]), DE_OK);
+    de_pager_leave(pager);
+    CHECK_EQ(de_machine_domain_destroy(machine, gone), 0);
+    char path[128];
+    snprintf(path, sizeof path, "%s/table-999", directory);
+    int fd = open(path, O_CREAT | O_WRONLY, 0600);
+    CHECK_EQ(ftruncate(fd, 2 * DE_PAGE_SIZE), 0);
+    CHECK_EQ(close(fd), 0);
+    open_pager();
+    CHECK_EQ(statistics().domains, 2);
+    CHECK_EQ(de_store_count(de_pager_store(pager), objects[0]), 0);
+    /* Its id may serve another page by now: the lost one must not get that. */
+    for (int i = 0; i < 3; i++)
+        put_filled(de_pager_store(pager), 99);
+    struct access access = {.write = false};
+    access_begin(&access, lost, 0);
+    wait_for_events(lost, 1);
+    de_pager_serve(pager);
+    check_failure(lost, "its object is missing");
+    /* That it is halted is not forgotten either. */
+    de_pager_leave(pager);
+    open_pager();
+    check_failure(lost, "its object is missing");
+    CHECK_EQ(watch(lost, 0), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(de_machine_domain_destroy(machine, lost), 0);
+    CHECK_EQ(access_end(&access), -ESHUTDOWN);
+    CHECK_EQ(de_pager_remove_domain(pager, lost), DE_OK);
+    CHECK_EQ(unlink(path), 0);
+    check_all();
+    finish();
+}
+
+static void refused(int status, const char *part)
+{
+    struct de_pager_state given = given_state();
+    struct de_hypervisor hypervisor = {.operations = &mortal, .context = real.context};
+    char error[200] = "";
+    CHECK_EQ(de_pager_open(&given, &hypervisor, &pager, error, sizeof error), status);
+    if (!strstr(error, part))
+        fprintf(stderr, "%s\n", error);
+    CHECK(strstr(error, part));
+}
+
+static void test_refused(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    CHECK_EQ(chmod(directory, 0755), 0);
+    refused(DE_INVALID, "0700");
+    CHECK_EQ(chmod(directory, 0700), 0);
+    snprintf(swap_path, sizeof swap_path, "/nowhere/swap");
+    refused(DE_SYSTEM, "swap file /nowhere/swap");
+    snprintf(swap_path, sizeof swap_path, "%s/swap", directory);
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    de_pager_leave(pager);
+    /* Pages need this store, so it is not replaced by a new one. */
+    char path[128];
+    snprintf(path, sizeof path, "%s/store", directory);
+    int fd = open(path, O_RDWR);
+    CHECK_EQ(pwrite(fd, "garbage", 7, 0), 7);
+    refused(DE_CORRUPT, "store");
+    CHECK_EQ(pwrite(fd, "DEstore\n", 8, 0), 8);
+    CHECK_EQ(close(fd), 0);
+    open_pager();
+    check_all();
+    finish();
+}
+
+int main(void)
+{
+    test_leave();
+    test_what_is_left();
+    test_refused();
+    test_death_at_each_step();
+    return 0;
+}
