@@ -50,9 +50,12 @@ def report(pair: list[Path]) -> Report:
 
 @pytest.fixture(scope="module")
 def one(samples: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of one guest, where the whole of it would only take longer."""
+    """A part of one guest, where the whole of it would only take longer, and some of its pages again with an edit."""
     path = tmp_path_factory.mktemp("one") / "one.raw"
-    path.write_bytes(samples["d13a-work"].read_bytes()[: 512 * PAGE])
+    content = samples["d13a-work"].read_bytes()
+    pages = [content[i * PAGE : (i + 1) * PAGE] for i in range(480)]
+    again = [page[:1000] + b"edited" + page[1006:] for page in pages if any(page)][:32]
+    path.write_bytes(b"".join(pages + again))
     return path
 
 

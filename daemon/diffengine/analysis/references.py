@@ -26,6 +26,7 @@ from diffengine.native import (
 ENCODE_BATCH_PAGES = 256
 # Bytes of the shift-tolerant detector's index per distinct page (similarity.h).
 SHIFT_INDEX_BYTES_PER_PAGE = 32
+SHIFT_INDEX_MIN_BYTES = 16384
 # A second level gains 0.45 % of the bytes, and makes the median rebuild of a patch a third slower.
 SHIFT_MAX_DEPTH = 1
 
@@ -40,7 +41,7 @@ class Found:
 
 def find_by_shift(images: ImageSet, pages: PageNumbers, seed: int, workers: Workers) -> Found:
     """The shift-tolerant detector's proposals: not yet known to pay."""
-    index = ShiftIndex(max(4096, SHIFT_INDEX_BYTES_PER_PAGE * len(pages)), SHIFT_MAX_DEPTH)
+    index = ShiftIndex(max(SHIFT_INDEX_MIN_BYTES, SHIFT_INDEX_BYTES_PER_PAGE * len(pages)), SHIFT_MAX_DEPTH)
     depths = np.zeros(images.pages, dtype=np.uint8)
     found = []
 
