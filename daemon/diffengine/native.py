@@ -124,6 +124,21 @@ def compare(left: Addresses, right: Addresses) -> NDArray[np.bool_]:
     return equal
 
 
+class PageCopies:
+    """Copies of up to `most` pages, so that what is encoded does not change meanwhile."""
+
+    def __init__(self, most: int) -> None:
+        self._copies = np.empty(most * PAGE_BYTES, dtype=np.uint8)
+
+    def take(self, pages: Addresses) -> Addresses:
+        """Copies pages; their new addresses, valid until the next call."""
+        lib.de_copy_batch(
+            as_addresses(pages), len(pages), writable("uint8_t[]", self._copies[: len(pages) * PAGE_BYTES])
+        )
+        start = np.uint64(self._copies.ctypes.data)
+        return start + np.arange(len(pages), dtype=np.uint64) * np.uint64(PAGE_BYTES)
+
+
 def checksums(pages: Addresses) -> NDArray[np.uint32]:
     """The store's checksum of each page."""
     result = np.empty(len(pages), dtype=np.uint32)

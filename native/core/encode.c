@@ -160,6 +160,12 @@ void de_choose_references(const uint32_t *pages, const uint32_t *candidates, con
     }
 }
 
+void de_copy_batch(const uint8_t *const *pages, size_t count, uint8_t *copies)
+{
+    for (size_t i = 0; i < count; i++)
+        memcpy(copies + i * DE_PAGE_SIZE, pages[i], DE_PAGE_SIZE);
+}
+
 void de_checksum_batch(const uint8_t *const *pages, size_t count, uint32_t *checksums)
 {
     for (size_t i = 0; i < count; i++)

@@ -25,6 +25,7 @@ from diffengine.native import (
     EncodedBatch,
     EncodeOptions,
     Encoding,
+    PageCopies,
     PageEncoder,
     PageNumbers,
     checksums,
@@ -78,8 +79,9 @@ class Evictor:
         self._may_compress = policy.allows(Technique.COMPRESS)
         self._may_refer = policy.allows(Technique.REFERENCE)
         self._compress_first = np.array([policy.compresses_first(state) for state in State])
-        # A buffer for references that are out: what is rebuilt there is looked at once.
+        # Buffers: for references that are out, and for the pages of a batch and its references.
         self._rebuilt = np.empty(BATCH_PAGES * PAGE_BYTES, dtype=np.uint8)
+        self._copies = PageCopies(2 * BATCH_PAGES)
 
     @property
     def bytes(self) -> int:
@@ -95,11 +97,13 @@ class Evictor:
             pages = pages[np.isin(self._table.place[pages], (Place.RESIDENT, Place.WATCHED))]
             if not len(pages):
                 continue
+            copies = PageCopies(len(pages))
             with map_pages(self._host, self._table, pages) as addresses:
-                try:
-                    self._models.train(group, addresses[addresses != 0])
-                except StoreFullError:
-                    self._reasons.add(Reason.STORE_FULL, len(pages))
+                sample = copies.take(addresses[addresses != 0])
+            try:
+                self._models.train(group, sample)
+            except StoreFullError:
+                self._reasons.add(Reason.STORE_FULL, len(pages))
 
     def close(self) -> None:
         self._models.close()
@@ -191,15 +195,13 @@ class Evictor:
     def _carry_out_patches(self, job: Job, new_references: int) -> PageNumbers:
         codec = Encoding.LZ4 if self._compresses else Encoding.RAW
         options = EncodeOptions(codec, patch_limit=self._options.patch_limit)
-        with map_pages(self._host, self._table, job.pages) as addresses:
-            references, known = self._reference_addresses(job, addresses)
-            mapped = (addresses != 0) & known
-            addresses = np.where(addresses != 0, addresses, addresses[mapped][0] if mapped.any() else 0)
-            if not mapped.any():
-                self._reasons.add(Reason.UNMAPPED, len(job.pages))
-                return job.pages[:0]
-            batch = self._encoder.encode(options, addresses, references)
-            sums = checksums(addresses)
+        mapped, addresses = self._copy(job.pages)
+        if not mapped.any():
+            return job.pages[:0]
+        references, known = self._reference_addresses(job, addresses)
+        mapped &= known
+        batch = self._encoder.encode(options, addresses, references)
+        sums = checksums(addresses)
         is_patch = np.arange(len(job.pages)) >= new_references
         keep = mapped & is_patch & batch.patched & (batch.sizes <= LARGEST_OBJECT)
         self._reasons.add(Reason.PATCH_TOO_LARGE, int((mapped & is_patch & ~keep).sum()))
@@ -244,12 +246,10 @@ class Evictor:
     def _compress(self, pages: PageNumbers, options: EncodeOptions, model_id: int) -> None:
         if not len(pages):
             return
-        with map_pages(self._host, self._table, pages) as addresses:
-            mapped = addresses != 0
-            self._reasons.add(Reason.UNMAPPED, int((~mapped).sum()))
-            pages, addresses = pages[mapped], addresses[mapped]
-            batch = self._encoder.encode(options, addresses, np.zeros_like(addresses))
-            sums = checksums(addresses)
+        mapped, addresses = self._copy(pages)
+        pages, addresses = pages[mapped], addresses[mapped]
+        batch = self._encoder.encode(options, addresses, np.zeros_like(addresses))
+        sums = checksums(addresses)
         keep = batch.sizes <= LARGEST_OBJECT
         self._reasons.add(Reason.INCOMPRESSIBLE, int((~keep).sum()))
         self._table.notes[pages[~keep]] |= FUTILE
@@ -257,6 +257,15 @@ class Evictor:
         self._put_and_evict(Job(pages, none, none, none), keep, batch, sums, model_id)
 
     # Both.
+
+    def _copy(self, pages: PageNumbers) -> tuple[NDArray[np.bool_], Addresses]:
+        """Which of the pages could be mapped, and where copies are; of the others, of some other page."""
+        with map_pages(self._host, self._table, pages) as addresses:
+            mapped = addresses != 0
+            self._reasons.add(Reason.UNMAPPED, int((~mapped).sum()))
+            if mapped.any():
+                addresses = self._copies.take(np.where(mapped, addresses, addresses[mapped][0]))
+        return mapped, addresses
 
     def _put_and_evict(
         self,

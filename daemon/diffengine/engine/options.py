@@ -25,7 +25,7 @@ class EngineOptions:
     seed: int = 0
     passes: int | None = None
     table_memory_bytes: int | None = None
-    similarity_bytes_per_page: float = 16
+    similarity_bytes_per_page: float = 12
     cpu_share: float = 0.5
     visit_interval_s: float = 4.0
     c4_visits: int = 3

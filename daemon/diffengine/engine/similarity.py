@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.engine.pages import INDEXED, PageTable, Place
-from diffengine.native import NONE, Addresses, PageNumbers, ShiftIndex, shift_features
+from diffengine.native import NONE, Addresses, Bytes, PageNumbers, ShiftIndex, shift_features
 
 SMALLEST_INDEX_BYTES = 4096
 # A reference that is a patch itself makes a fault rebuild twice.
 MAX_DEPTH = 1
+# Two features in common make a candidate (similarity.h); with few, chance decides which were sampled.
+POOR_FEATURES = 4
 MULTIPLIER = 0x9E3779B1  # Knuth's: spreads group numbers over all bits
 
 
@@ -46,6 +48,7 @@ class Similarity:
         if self._index is None or not len(pages):
             return np.full(len(pages), NONE, dtype=np.uint32)
         features, counts = shift_features(self._seed, addresses)
+        self._add_whole_page(pages, features, counts)
         groups = self._pages.groups_of(pages)
         salts: NDArray[np.uint32] = (groups.astype(np.uint64) * MULTIPLIER).astype(np.uint32)
         features ^= salts[:, np.newaxis]
@@ -58,3 +61,12 @@ class Similarity:
         alive[alive] = self._pages.groups_of(candidates[alive]) == groups[proposed[alive]]
         found[proposed[~alive]] = NONE
         return found
+
+    def _add_whole_page(self, pages: PageNumbers, features: NDArray[np.uint32], counts: Bytes) -> None:
+        """Pages with hardly a feature, as those that repeat themselves, are at least found by a page like them: two
+        more features are made from all of their content."""
+        poor = np.flatnonzero(counts < POOR_FEATURES)
+        keys = self._pages.keys[pages[poor]]
+        features[poor, counts[poor]] = (keys * np.uint64(MULTIPLIER) >> np.uint64(32)).astype(np.uint32)
+        features[poor, counts[poor] + 1] = (keys * np.uint64(MULTIPLIER + 2) >> np.uint64(32)).astype(np.uint32)
+        counts[poor] += 2

@@ -176,7 +176,7 @@ def _engine(table: CheckedTable, policies: dict[str, Policy], seed: int) -> Engi
         seed=seed,
         passes=table.optional_whole("passes", 1, 256),
         table_memory_bytes=None if table_mib is None else int(table_mib * MIB),
-        similarity_bytes_per_page=table.number("similarity_bytes_per_page", 16, 1, 1024),
+        similarity_bytes_per_page=table.number("similarity_bytes_per_page", default.similarity_bytes_per_page, 1, 1024),
         cpu_share=table.number("cpu_share", default.cpu_share, 0.001, 1.0),
         visit_interval_s=table.number("visit_interval_s", default.visit_interval_s, 0.001, 3600, " seconds"),
         c4_visits=table.whole("c4_visits", default.c4_visits, 1, 250),

@@ -35,7 +35,14 @@ int de_page_encoder_create(int lz4_level, int zstd_level, struct de_page_encoder
 void de_page_encoder_free(struct de_page_encoder *encoder);
 
 /**
- * Encode @p count pages.
+ * Copy @p count pages, one after the other: a page that a guest may be writing must not change while it is
+ * encoded.
+ * @param[out] copies count * DE_PAGE_SIZE bytes.
+ */
+void de_copy_batch(const uint8_t *const *pages, size_t count, uint8_t *copies);
+
+/**
+ * Encode @p count pages, which must not change meanwhile.
  * @param references One address per page or NULL for none; an entry is NULL for a page without a reference.
  * @param[out] payloads  count * DE_PAGE_SIZE bytes; page i's payload starts at i * DE_PAGE_SIZE.
  * @param[out] bytes     count payload lengths.
