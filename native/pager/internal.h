@@ -13,6 +13,7 @@
 #ifndef DIFFENGINE_PAGER_INTERNAL_H
 #define DIFFENGINE_PAGER_INTERNAL_H
 
+#include <diffengine/holds.h>
 #include <diffengine/pager.h>
 #include <diffengine/rebuild.h>
 #include <pthread.h>
@@ -62,6 +63,7 @@ struct pager_domain {
     struct table table;
     _Atomic(uint64_t) *entries;             /**< in the table */
     enum event_phase phases[DE_RING_SLOTS]; /**< of the recorded events; only the serving thread's */
+    struct de_holds *holds;                 /**< NULL: no device model; under `proposals` */
     struct swap_in *swap_in;                /**< NULL: no swap */
 };
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define GENERATION_MASK 0x1fffffffu
 
@@ -152,7 +153,7 @@ static int enable_status(int error)
 
 static size_t domain_bytes(const struct pager_domain *domain)
 {
-    return sizeof *domain + domain->table.bytes +
+    return sizeof *domain + domain->table.bytes + (domain->holds ? de_holds_bytes(domain->holds) : 0) +
            (domain->swap_in ? sizeof *domain->swap_in + DE_REBUILD_MAX_SWAPPED * DE_PAGE_SIZE : 0);
 }
 
@@ -161,6 +162,7 @@ static void domain_free(struct pager_domain *domain)
     if (!domain)
         return;
     swap_in_free(domain->swap_in);
+    de_holds_close(domain->holds);
     table_close(&domain->table);
     free(domain);
 }
@@ -295,6 +297,7 @@ static void domain_forget(struct de_pager *pager, struct pager_domain *domain)
             de_store_release(pager->store, entry.object);
     }
     table_remove(pager->directory, domain->id);
+    de_holds_remove(pager->directory, domain->id);
     domain_free(domain);
 }
 
@@ -462,6 +465,40 @@ void de_pager_free(struct de_pager *pager)
     }
     pager_remove_state(pager);
     de_pager_leave(pager);
+}
+
+int de_pager_set_device_model(struct de_pager *pager, uint16_t id)
+{
+    int status = DE_NOT_FOUND;
+    struct de_holds *holds = NULL;
+    pthread_mutex_lock(&pager->proposals);
+    struct pager_domain *domain = pager_domain_get(pager, id);
+    if (domain)
+        status = domain->holds ? DE_OK : de_holds_create(pager->directory, id, domain->gfns, &holds);
+    if (holds) {
+        domain->holds = holds;
+        atomic_fetch_or(&domain->table.header->flags, TABLE_DEVICE_MODEL);
+        atomic_fetch_add(&pager->table_bytes, de_holds_bytes(holds));
+    }
+    if (domain)
+        pager_domain_put(pager, domain);
+    pthread_mutex_unlock(&pager->proposals);
+    return status;
+}
+
+int de_pager_holds_path(struct de_pager *pager, uint16_t id, char *path, size_t capacity)
+{
+    int status = DE_NOT_FOUND;
+    pthread_mutex_lock(&pager->proposals);
+    struct pager_domain *domain = pager_domain_get(pager, id);
+    if (domain && domain->holds) {
+        snprintf(path, capacity, "/proc/%d/fd/%d", (int)getpid(), de_holds_fd(domain->holds));
+        status = DE_OK;
+    }
+    if (domain)
+        pager_domain_put(pager, domain);
+    pthread_mutex_unlock(&pager->proposals);
+    return status;
 }
 
 int de_pager_states(struct de_pager *pager, uint16_t id, uint32_t first, size_t count, uint8_t *states,

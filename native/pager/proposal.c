@@ -125,7 +125,7 @@ static int evict_verified(struct de_pager *pager, struct place place, struct ent
     return !error ? DE_PROPOSAL_DONE : error == -ESRCH ? DE_PROPOSAL_NO_DOMAIN : DE_PROPOSAL_TOUCHED;
 }
 
-static int evict(struct de_pager *pager, struct place place, uint32_t object)
+static int evict_locked(struct de_pager *pager, struct place place, uint32_t object)
 {
     struct entry watched;
     if (de_store_retain(pager->store, object) != DE_OK)
@@ -139,6 +139,28 @@ static int evict(struct de_pager *pager, struct place place, uint32_t object)
     return result;
 }
 
+static int check_device_model(struct place place)
+{
+    const struct de_holds *holds = place.domain->holds;
+    return holds && !de_holds_attached(holds) ? DE_PROPOSAL_NO_HOLDS : DE_PROPOSAL_DONE;
+}
+
+/* A device model's write between our last look and the eviction would be lost: it is kept out from before the
+ * one until after the other. */
+static int evict(struct de_pager *pager, struct place place, uint32_t object)
+{
+    struct de_holds *holds = place.domain->holds;
+    int result = check_device_model(place);
+    if (result)
+        return result;
+    if (holds && !de_holds_lock(holds, place.gfn))
+        return DE_PROPOSAL_HELD;
+    result = evict_locked(pager, place, object);
+    if (holds)
+        de_holds_unlock(holds, place.gfn);
+    return result;
+}
+
 void de_pager_watch(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
                     int32_t *results)
 {
@@ -147,6 +169,8 @@ void de_pager_watch(struct de_pager *pager, const uint16_t *domains, const uint3
         struct place place;
         struct entry watched;
         results[i] = find_place(pager, domains[i], gfns[i], &place);
+        if (!results[i])
+            results[i] = check_device_model(place);
         if (!results[i])
             results[i] = watch(pager, place, &watched);
     }

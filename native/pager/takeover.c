@@ -228,6 +228,7 @@ static int take_domain(struct opening *opening, uint16_t id)
             return refuse(opening, DE_BUSY, "domain %u: its pager is alive", id);
         /* ESRCH: destroyed meanwhile. EINVAL: the table was there before the ring was, or after it. */
         table_remove(opening->directory, id);
+        de_holds_remove(opening->directory, id);
         return DE_OK;
     }
     struct pager_domain *domain;
@@ -237,6 +238,12 @@ static int take_domain(struct opening *opening, uint16_t id)
         return refuse(opening, status, "domain %u: %s", id, de_status_text(status));
     }
     atomic_store(&domain->halted, table.header->failure[0] != 0);
+    if (table.header->flags & TABLE_DEVICE_MODEL) {
+        status = de_holds_reopen(opening->directory, id, domain->gfns, &domain->holds);
+        if (status != DE_OK)
+            return refuse(opening, status, "hold table of domain %u: %s", id, de_status_text(status));
+        atomic_fetch_add(&pager->table_bytes, de_holds_bytes(domain->holds));
+    }
     claim_entries(pager, domain);
     settle_events(pager, domain, answered);
     return DE_OK;

@@ -54,6 +54,8 @@ enum de_proposal {
     DE_PROPOSAL_NEEDED = -14,    /**< swap-out refused: an object in memory refers to it */
     DE_PROPOSAL_SWAP_FULL = -15, /**< no swap slot is free */
     DE_PROPOSAL_DISK = -16,      /**< the disk refused the write; nothing changed */
+    DE_PROPOSAL_HELD = -17,      /**< the domain's device model has the page mapped, or is about to */
+    DE_PROPOSAL_NO_HOLDS = -18, /**< the domain has a device model that does not say what it maps (holds.h) */
 };
 
 /**
@@ -114,6 +116,17 @@ struct de_swap *de_pager_swap(struct de_pager *pager); /**< NULL: none */
  * outlives the pager. @return DE_OK, DE_BUSY (has swap, or domains), DE_FULL or DE_NO_MEMORY.
  */
 int de_pager_attach_swap(struct de_pager *pager, struct de_swap *swap);
+
+/**
+ * The domain has a device model, which maps its pages read-write: from now on it is only evicted from (and
+ * watched) while the device model keeps the domain's hold table (holds.h), and never a page that is held. Say
+ * so before the device model starts. Stays so for the domain's life, and for a successor.
+ * @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY or DE_SYSTEM.
+ */
+int de_pager_set_device_model(struct de_pager *pager, uint16_t domain);
+/** Where its device model finds the hold table, as long as this pager lives (in a state directory:
+ * holds-DOMAIN, for ever). DE_OK or DE_NOT_FOUND. */
+int de_pager_holds_path(struct de_pager *pager, uint16_t domain, char *path, size_t capacity);
 
 /** Serve faults on two threads of the pager's own, until de_pager_stop(). DE_OK, DE_BUSY or DE_SYSTEM. */
 int de_pager_start(struct de_pager *pager);
