@@ -34,6 +34,16 @@ PageNumbers = NDArray[np.uint32]
 Bytes = NDArray[np.uint8]
 
 
+ELEMENTS = {
+    "bool[]": np.dtype(np.uint8),
+    "uint8_t[]": np.dtype(np.uint8),
+    "uint16_t[]": np.dtype(np.uint16),
+    "uint32_t[]": np.dtype(np.uint32),
+    "uint64_t[]": np.dtype(np.uint64),
+    "int32_t[]": np.dtype(np.int32),
+}
+
+
 class PageKind(IntEnum):
     """enum de_page_kind: what a page's content is."""
 
@@ -75,12 +85,24 @@ def check(status: int, doing: str) -> None:
 
 
 def readable(kind: str, array: NDArray[Any]) -> Any:
-    """A C view of an array that C reads. The caller's array must be contiguous, and outlive the call."""
+    """A C view of an array that C reads. The caller's array must be contiguous, and outlive the call.
+
+    Raises TypeError for another type of elements than `kind` says: C would read past the array's end.
+    """
+    _require_elements(kind, array)
     return ffi.from_buffer(kind, array)
 
 
 def writable(kind: str, array: NDArray[Any]) -> Any:
+    """The same of an array that C writes."""
+    _require_elements(kind, array)
     return ffi.from_buffer(kind, array, require_writable=True)
+
+
+def _require_elements(kind: str, array: NDArray[Any]) -> None:
+    wanted = ELEMENTS[kind]
+    if array.dtype != wanted:
+        raise TypeError(f"an array of {array.dtype} where C takes {wanted}")
 
 
 def as_addresses(addresses: Addresses) -> Any:

@@ -90,7 +90,7 @@ def run_demo(images: ImageSet, arguments: argparse.Namespace, console: Console) 
 def print_memory(console: Console, what: str, memory: Memory) -> None:
     console.print(
         f"  {what:24} frames {mib(memory.frames):>6} MiB, store {mib(memory.store):>5} MiB; "
-        f"this process by the kernel's count {mib(memory.rss):>6} MiB"
+        f"by the kernel's count, of this process {mib(memory.rss):>6} MiB"
     )
 
 

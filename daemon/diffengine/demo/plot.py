@@ -31,7 +31,7 @@ def _draw_memory(axis: Axes, result: DemoResult) -> None:
     axis.bar(places, frames, 0.62, color="#0072B2", label="guests' frames")
     axis.bar(places, store, 0.62, bottom=frames, color="#E69F00", label="store")
     rss = [memory.rss / MIB for _, memory in moments]
-    axis.plot(places, rss, "k.--", linewidth=1, label="this process, by the kernel's count")
+    axis.plot(places, rss, "k.--", linewidth=1, label="both, by the kernel's count of this process")
     for place, height in zip(places, frames + store, strict=True):
         axis.annotate(f"{height:,.1f}", (place, height), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axis.set_xticks(places, [name for name, _ in moments], fontsize=8)

@@ -32,8 +32,8 @@ SPARE_SHARE = 1 / 8
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at one moment. rss: RssAnon + RssShmem of this process, from the kernel; the machine's frames and the store
-    are shared memory of it."""
+    """Bytes at one moment. rss: the shared memory of this process, by the kernel's own count; the machine's frames and
+    the store are all of it."""
 
     frames: int
     store: int
@@ -206,9 +206,9 @@ def pages_alone(pages: int, sources: PageNumbers, clients: PageNumbers) -> NDArr
 
 
 def resident_bytes() -> int:
-    """RssAnon + RssShmem of this process, as the kernel accounts them; files mapped from disk are not in it."""
+    """RssShmem of this process, as the kernel accounts it: all frames and the store, and nothing of Python's own."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+    return int(fields["RssShmem"].split()[0]) * 1024
 
 
 def check_result(result: DemoResult) -> None:
