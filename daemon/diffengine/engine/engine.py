@@ -16,7 +16,7 @@ from diffengine.engine import clock
 from diffengine.engine.eviction import Candidates, Evictor
 from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
 from diffengine.engine.options import EngineOptions
-from diffengine.engine.pages import UNKNOWN_KEY, Domain, PageTable, Place
+from diffengine.engine.pages import FUTILE, UNKNOWN_KEY, Domain, PageTable, Place
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.report import EngineReport, count_places, saved_by_eviction
@@ -310,11 +310,14 @@ class Engine:
             return
         cold &= self._within_limits(domain, cold)
         copies = cold & (leaders != NONE) & (leaders != pages)
-        # Copies of what goes in this very batch follow it.
+        # Copies of what goes in this very batch follow it; of what is about to go, at their next visit.
         follow = np.isin(leaders, pages[cold & ~copies]) & copies
-        copies[copies] = np.isin(table.place[leaders[copies]], OUT)
+        wait = copies.copy()
+        first = leaders[copies]
+        wait[copies] = (table.place[first] == Place.WATCHED) & ((table.notes[first] & FUTILE) == 0)
+        copies[copies] = np.isin(table.place[first], OUT)
         self._evict_copies(pages[copies], leaders[copies])
-        alone = cold & ~copies & ~follow
+        alone = cold & ~copies & ~follow & ~wait
         chosen = Candidates(pages[alone], states[alone])
         chosen = chosen[self._evictor.worth_trying(chosen.pages, chosen.states)]
         if len(chosen.pages):

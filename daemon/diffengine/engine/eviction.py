@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffengine.engine import clock
 from diffengine.engine.mapping import map_pages
 from diffengine.engine.models import Models
 from diffengine.engine.options import EngineOptions
@@ -185,11 +186,9 @@ class Evictor:
 
     def _is_cold_reference(self, pages: PageNumbers) -> NDArray[np.bool_]:
         table = self._table
-        cold: NDArray[np.bool_] = (table.place[pages] == Place.WATCHED) & (table.idle[pages] > 0)
-        states = np.where(table.idle[pages] >= self._options.c4_visits, State.C4, State.C3)
-        cold &= self._may_refer[states]
-        if self._may_refer[State.C1]:
-            cold |= table.place[pages] == Place.RESIDENT
+        states = clock.classify(table.quiet[pages], table.idle[pages], self._options.c4_visits)
+        has_frame = np.isin(table.place[pages], (Place.RESIDENT, Place.WATCHED))
+        cold: NDArray[np.bool_] = has_frame & self._may_refer[states]
         return cold
 
     def _carry_out_patches(self, job: Job, new_references: int) -> PageNumbers:

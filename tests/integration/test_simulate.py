@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`diffengine simulate` from a scenario file to its report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import diffengine, output_of, refusal_of
+
+FAST = "visit_interval_s = 0.1\nfault_limit = 100000\nrefault_limit = 10000000\n"
+
+
+def run(folder: Path, text: str, *arguments: str | Path) -> dict[str, Any]:
+    path = folder / "scenario.toml"
+    path.write_text(text)
+    report: dict[str, Any] = json.loads(output_of("simulate", path, "--json", *arguments))
+    return report
+
+
+def check_accounting(report: dict[str, Any]) -> None:
+    """Everything that is reported is what the machine, the store and the tables say."""
+    used, machine = report["used_bytes"], report["machine"]
+    assert used["guests"] == machine["used_frames"] * 4096 == machine["resident_bytes"]
+    assert used["tables"] == sum(report["table_bytes"].values())
+    expected = 1 - (used["guests"] + used["store"] + used["tables"]) / report["allocated_bytes"]
+    assert report["saving"]["end"] == pytest.approx(expected)
+    assert sum(report["saving"]["by_technique"].values()) == pytest.approx(expected)
+
+
+def test_a_run_saves_memory_and_gives_every_byte_back(samples: dict[str, Path], tmp_path: Path) -> None:
+    domains = "".join(
+        f'[[domain]]\nname = "{name}"\nimage = "{path}"\nprogram = "working-set"\ntrust_group = "all"\n'
+        for name, path in samples.items()
+    )
+    report = run(tmp_path, f"seed = 3\nduration_s = 8\n[engine]\n{FAST}{domains}", "--plot", tmp_path / "plot.svg")
+    check_accounting(report)
+    assert report["allocated_bytes"] == sum(path.stat().st_size for path in samples.values())
+    assert report["saving"]["end"] > 0.6
+    assert all(report["saving"]["by_technique"][name] > 0 for name in ("sharing", "patching", "compression"))
+    assert report["guest"]["wrong_bytes"] == 0
+    assert report["guest"]["reads"] > 1000 and report["guest"]["writes"] > 100
+    assert report["evictions"] > 1000
+    assert report["cpu_s"]["scan"] > 0
+    assert set(report["latency_us"]) >= {"rebuild", "fault"}
+    assert len(report["series"]) >= 8
+    assert report["reasons"]
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("pages", ["zero", "identical", "random", "similar"])
+@pytest.mark.parametrize("free", ["keep", "zero", "release"])
+def test_generated_pages_are_right_through_all_phases(tmp_path: Path, pages: str, free: str) -> None:
+    report = run(
+        tmp_path,
+        f"""
+        duration_s = 2.4
+        [engine]
+        {FAST}
+        [[domain]]
+        memory_mib = 4
+        program = "phases"
+        pages = "{pages}"
+        free = "{free}"
+        phase_s = 0.5
+        """,
+    )
+    check_accounting(report)
+    assert report["guest"]["wrong_bytes"] == 0
+    assert report["guest"]["reads"] == 1024
+    assert report["series"][-1]["phases"] == [4]
+    if free == "release":
+        assert report["used_bytes"]["guests"] == 0
+
+
+def test_a_recorded_trace_writes_what_its_guest_wrote(samples: dict[str, Path], tmp_path: Path) -> None:
+    report = run(
+        tmp_path,
+        f"""
+        duration_s = 3
+        [engine]
+        {FAST}
+        [[domain]]
+        image = "{samples["d12a-work"]}"
+        program = "trace"
+        interval_s = 1.0
+        operations_per_s = 500
+        """,
+    )
+    check_accounting(report)
+    assert report["guest"]["wrong_bytes"] == 0
+    assert report["guest"]["writes"] > 3000
+
+
+def test_an_idle_guest_reads_nothing(tmp_path: Path) -> None:
+    report = run(tmp_path, f"duration_s = 1\n[engine]\n{FAST}[[domain]]\nmemory_mib = 1\n")
+    assert (report["guest"]["reads"], report["guest"]["writes"]) == (0, 0)
+    assert report["used_bytes"]["guests"] == 4096
+
+
+def test_tables_for_people(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text("duration_s = 0.5\n[[domain]]\nmemory_mib = 1\n")
+    text = output_of("simulate", path)
+    assert "saved at the end" in text and "wrong bytes" in text
+
+
+def test_a_machine_that_is_too_small_is_refused_with_the_sum(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text('[machine]\nmemory_mib = 10\n[[domain]]\nname = "a"\nmemory_mib = 8\n[[domain]]\nmemory_mib = 4\n')
+    line = refusal_of("simulate", path)
+    assert "memory_mib = 10" in line and "a 8 + guest2 4 = 12 MiB" in line
+
+
+def test_memory_smaller_than_the_image_is_refused(samples: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(f'[[domain]]\nname = "a"\nimage = "{samples["d12a-work"]}"\nmemory_mib = 2\n')
+    line = refusal_of("simulate", path)
+    assert "memory_mib = 2" in line and "at least its image's" in line
+
+
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text("seed = 'x'\n[[domain]]\nmemory_mib = 1\n")
+    assert "seed = 'x'" in refusal_of("simulate", path)
+    assert "no such file" in refusal_of("simulate", tmp_path / "none.toml")
+    path.write_text("duration_s = 0.1\n[[domain]]\nmemory_mib = 1\n")
+    assert ".png and .svg" in refusal_of("simulate", path, "--plot", tmp_path / "plot.pdf")
+
+
+def test_shipped_scenarios_are_listed() -> None:
+    assert "steady" in diffengine("simulate", "--help").stdout

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The engine's pure decisions: Clock states, policies, limits."""
+
+import numpy as np
+import pytest
+
+from diffengine.engine import BUILT_IN_POLICIES, Policy, State, Technique, clock
+from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
+from diffengine.engine.report import split_net
+from diffengine.engine.sharing import passes_needed, table_bytes_needed
+
+
+def u8(*values: int) -> "np.typing.NDArray[np.uint8]":
+    return np.array(values, dtype=np.uint8)
+
+
+def test_states_follow_from_visits() -> None:
+    quiet = u8(0, 1, 9, 9, 9, 9)
+    idle = u8(0, 0, 0, 1, 2, 3)
+    assert clock.classify(quiet, idle, 3).tolist() == [State.C1, State.C2, State.C2, State.C3, State.C3, State.C4]
+
+
+def test_counts_of_visits_stop_at_their_limit() -> None:
+    visits = u8(0, 254, 255)
+    clock.count_visit(visits, np.array([True, True, True]))
+    assert visits.tolist() == [1, 255, 255]
+    clock.count_visit(visits, np.array([0]))
+    assert visits.tolist() == [2, 255, 255]
+
+
+def test_a_page_that_was_touched_is_watched_later_each_time() -> None:
+    backoff = u8(0, 0, 0)
+    clock.back_off(backoff, np.array([1, 2]), 2)
+    clock.back_off(backoff, np.array([2]), 9)
+    assert backoff.tolist() == [0, 2, clock.MOST_BACKOFF]
+    assert clock.watchable(u8(1, 7, 127), backoff, 1).tolist() == [False, False, False]
+    assert clock.watchable(u8(2, 8, 128), backoff, 1).tolist() == [True, True, True]
+
+
+def test_no_page_is_watched_before_its_pass_had_its_turn() -> None:
+    assert clock.watchable(u8(4, 5), u8(0, 0), 5).tolist() == [False, True]
+
+
+def test_default_policy_is_the_papers_table() -> None:
+    default = BUILT_IN_POLICIES["default"]
+    assert default.allows(Technique.SHARE).tolist() == [False, True, True, True]
+    assert default.allows(Technique.PATCH).tolist() == [False, False, True, True]
+    assert default.allows(Technique.COMPRESS).tolist() == [False, False, False, True]
+    assert default.allows(Technique.SWAP).tolist() == [False, False, False, True]
+
+
+def test_aggressive_takes_every_page_for_c4_and_compress_first_compresses_first() -> None:
+    assert all(BUILT_IN_POLICIES["aggressive"].allows(technique).all() for technique in Technique)
+    first = BUILT_IN_POLICIES["compress-first"]
+    assert first.compresses_first(State.C3) and first.compresses_first(State.C4)
+    assert not BUILT_IN_POLICIES["default"].compresses_first(State.C4)
+
+
+def test_a_policy_that_only_shares_evicts_nothing() -> None:
+    assert not Policy("mine", {State.C2: (Technique.SHARE,)}).evicts
+
+
+def test_watching_slows_down_with_faults_and_recovers() -> None:
+    rate = WatchRate(fault_limit=10)
+    for _ in range(40):
+        rate.observe(faults=0, seconds=0.5)
+    fast = rate.pages_per_s
+    rate.observe(faults=100, seconds=0.5)
+    assert rate.pages_per_s < fast / 10
+    assert rate.take(100) == 0
+    rate.observe(faults=0, seconds=0.5)
+    assert 0 < rate.take(10**6) <= rate.pages_per_s
+
+
+@pytest.mark.parametrize(("refaults", "allowed"), [(0, 100), (15, 75), (30, 50), (60, 0), (90, 0)])
+def test_evictions_shrink_as_refaults_near_their_limit(refaults: int, allowed: int) -> None:
+    limit = RefaultLimit(per_minute=60)
+    limit.observe(1.0, refaults)
+    assert limit.allowed(100) == allowed
+    limit.observe(61.5, 0)
+    assert limit.allowed(100) == 100
+
+
+def test_room_to_evict_is_the_smaller_of_both_limits() -> None:
+    assert room_to_evict(100, 20, 50, 0.9).pages == 30
+    assert room_to_evict(100, 20, 50, 0.9).by_min_resident
+    assert room_to_evict(100, 20, 10, 0.5).pages == 30
+    assert not room_to_evict(100, 20, 10, 0.5).by_min_resident
+    assert room_to_evict(100, 90, 50, 0.5).pages == 0
+
+
+def test_the_net_saving_is_divided_without_rest() -> None:
+    parts = split_net({"sharing": 300, "patching": 100, "compression": 0, "swapping": 0}, 0.4)
+    assert parts == pytest.approx({"sharing": 0.3, "patching": 0.1, "compression": 0, "swapping": 0})
+    nothing_yet = split_net({"sharing": 0, "patching": 0, "compression": 0, "swapping": 0}, -0.03)
+    assert sum(nothing_yet.values()) == pytest.approx(-0.03)
+
+
+def test_less_table_memory_means_more_passes() -> None:
+    whole = table_bytes_needed(100_000, 1)
+    assert passes_needed(100_000, whole) == 1
+    assert passes_needed(100_000, whole // 4) in (4, 5, 6)
