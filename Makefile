@@ -61,7 +61,8 @@ $(STAMPS)/images: tests/images/small.tar.zst $(STAMPS)/packages
 	@touch $@
 
 demo: build $(STAMPS)/images
-	$(BIN)/diffengine demo --plot demo.png $(DEMO_IMAGES)
+	$(BIN)/diffengine simulate demo --plot demo.png
+	$(BIN)/diffengine analyze $(DEMO_IMAGES)
 
 lint: $(STAMPS)/installed
 	$(BIN)/ruff check daemon tests native

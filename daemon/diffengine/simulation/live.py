@@ -15,6 +15,8 @@ from diffengine.simulation.run import Sample
 
 MIB = 1 << 20
 BAR_WIDTH = 40
+# Where there is no terminal.
+LINE_INTERVAL_S = 4.9
 
 
 class Watch(Protocol):
@@ -22,10 +24,11 @@ class Watch(Protocol):
 
 
 @contextmanager
-def live_table(console: Console, duration_s: float) -> Iterator[Watch | None]:
-    """What `simulate` is to call with each sample; None where there is no terminal. The display goes at the end."""
+def live_table(console: Console, duration_s: float) -> Iterator[Watch]:
+    """What `simulate` is to call with each sample. On a terminal a table that goes at the end; else a line now and
+    then."""
     if not console.is_terminal:
-        yield None
+        yield Lines(console)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
@@ -33,6 +36,27 @@ def live_table(console: Console, duration_s: float) -> Iterator[Watch | None]:
             live.update(view(sample, allocated_bytes, duration_s))
 
         yield watch
+
+
+class Lines:
+    """A line every LINE_INTERVAL_S."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_s = 0.0
+
+    def __call__(self, sample: Sample, allocated_bytes: int) -> None:
+        if sample.time_s < self._next_s:
+            return
+        self._next_s = sample.time_s + LINE_INTERVAL_S
+        parts = saving_by_technique(sample, allocated_bytes)
+        techniques = ", ".join(f"{name} {part:.1%}" for name, part in parts.items())
+        self._console.print(
+            f"{sample.time_s:5.0f} s  of {allocated_bytes / MIB:,.1f} MiB: guests {sample.guest_bytes / MIB:,.1f}, "
+            f"store {sample.pager.store_bytes / MIB:,.1f}, tables {sample.table_bytes / MIB:,.1f} MiB; "
+            f"saved {saving(sample, allocated_bytes):.1%} ({techniques})",
+            soft_wrap=True,
+        )
 
 
 def view(sample: Sample, allocated_bytes: int, duration_s: float) -> RenderableType:

@@ -195,7 +195,7 @@ def _guest_table(report: dict[str, Any]) -> Table:
 
 
 def _reason_table(report: dict[str, Any]) -> Table:
-    table = Table(title="Why pages were not saved, each time that one was looked at", title_justify="left")
+    table = Table(title="Pages not saved, by reason", title_justify="left")
     table.add_column("reason")
     table.add_column("times", justify="right")
     for name, count in sorted(report["reasons"].items(), key=lambda item: -item[1]):
