@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes the C source of diffengine._native: what the contract headers declare, made callable from Python.
+"""Writes the C source of an extension module: what the contract headers declare, made callable from Python.
 
-Usage: generate.py INCLUDE_DIRECTORY OUTPUT.c
+Usage: generate.py INCLUDE_DIRECTORY OUTPUT.c MODULE [HEADER ...], with headers beyond those below.
 
 The headers are the only place where a function is declared; this script just takes out what cffi's parser does not
 know: comments, directives other than whole-number constants, inline functions.
@@ -49,14 +49,14 @@ def declarations(text: str, constants: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def main(include_directory: str, output: str) -> None:
+def main(include_directory: str, output: str, module: str, *further: str) -> None:
     ffi = FFI()
     constants: dict[str, str] = {}
-    for name in HEADERS:
+    for name in (*HEADERS, *further):
         text = Path(include_directory, "diffengine", f"{name}.h").read_text()
         ffi.cdef(declarations(text, constants))
-    includes = "".join(f"#include <diffengine/{name}.h>\n" for name in HEADERS)
-    ffi.set_source("diffengine._native", includes)
+    includes = "".join(f"#include <diffengine/{name}.h>\n" for name in (*HEADERS, *further))
+    ffi.set_source(module, includes)
     ffi.emit_c_code(output)
 
 

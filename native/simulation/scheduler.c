@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "scheduler.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/** Virtual time from one point to the next, and for a change of fibers. */
+#define POINT_NS 100u
+#define CHANGE_NS 200u
+/** A run makes progress within so many changes. */
+#define SPINS 4000000u
+#define NEVER INT64_MAX
+
+_Thread_local int64_t simulation_countdown;
+static _Thread_local struct scheduler *thread_scheduler;
+
+struct scheduler *scheduler_of_thread(void)
+{
+    return thread_scheduler;
+}
+
+static void make_runnable(struct scheduler *scheduler, struct fiber *fiber)
+{
+    fiber->state = FIBER_RUNNABLE;
+    fiber->waits_for = NULL;
+    fiber->runnable_index = scheduler->runnable_count;
+    scheduler->runnable[scheduler->runnable_count++] = fiber;
+}
+
+static void take_off(struct scheduler *scheduler, struct fiber *fiber)
+{
+    struct fiber *last = scheduler->runnable[--scheduler->runnable_count];
+    scheduler->runnable[fiber->runnable_index] = last;
+    last->runnable_index = fiber->runnable_index;
+}
+
+static void to_scheduler(struct scheduler *scheduler, bool final)
+{
+    struct fiber *fiber = scheduler->current;
+    fiber_switch(&fiber->context, &scheduler->home, final);
+}
+
+static void fiber_main(void)
+{
+    fiber_entered();
+    struct scheduler *scheduler = thread_scheduler;
+    struct fiber *fiber = scheduler->current;
+    fiber->run(fiber->argument);
+    scheduler_exit(scheduler);
+}
+
+struct scheduler *scheduler_create(uint64_t seed, uint32_t gap)
+{
+    struct scheduler *scheduler = calloc(1, sizeof *scheduler);
+    if (!scheduler)
+        return NULL;
+    scheduler->random.state = simulation_mix(seed);
+    scheduler->gap = gap ? gap : 1;
+    scheduler->next_deadline_ns = FOREVER;
+    scheduler->spins_left = SPINS;
+    thread_scheduler = scheduler;
+    simulation_countdown = NEVER;
+    return scheduler;
+}
+
+void scheduler_free(struct scheduler *scheduler)
+{
+    for (size_t i = 0; i < MAX_FIBERS; i++)
+        fiber_destroy(&scheduler->fibers[i].context);
+    for (int process = 0; process < PROCESSES; process++)
+        resources_free(scheduler, (enum process)process);
+    thread_scheduler = NULL;
+    simulation_countdown = 0;
+    free(scheduler);
+}
+
+struct fiber *scheduler_spawn(struct scheduler *scheduler, enum process process, const char *name,
+                              void *(*run)(void *), void *argument)
+{
+    struct fiber *fiber = NULL;
+    for (size_t i = 0; i < MAX_FIBERS && !fiber; i++)
+        if (scheduler->fibers[i].state == FIBER_FREE && &scheduler->fibers[i] != scheduler->current)
+            fiber = &scheduler->fibers[i];
+    if (!fiber)
+        return NULL;
+    struct fiber_context context = fiber->context;
+    if (context.stack)
+        fiber_restart(&context, fiber_main);
+    else if (!fiber_create(&context, fiber_main))
+        return NULL;
+    *fiber = (struct fiber){
+        .context = context,
+        .process = process,
+        .owner = process,
+        .number = ++scheduler->next_number,
+        .wake_ns = FOREVER,
+        .run = run,
+        .argument = argument,
+        .name = name,
+    };
+    make_runnable(scheduler, fiber);
+    return fiber;
+}
+
+/* Uniform on 1 .. 2 * gap - 1. */
+static int64_t draw_gap(struct scheduler *scheduler)
+{
+    return 1 + random_below(&scheduler->random, 2 * scheduler->gap - 1);
+}
+
+static void dispatch(struct scheduler *scheduler)
+{
+    uint32_t chosen = random_below(&scheduler->random, (uint32_t)scheduler->runnable_count);
+    struct fiber *fiber = scheduler->runnable[chosen];
+    scheduler->switches++;
+    scheduler_note(scheduler, fiber->number);
+    scheduler->current = fiber;
+    int64_t points = draw_gap(scheduler);
+    simulation_countdown = points;
+    fiber_switch(&scheduler->home, &fiber->context, false);
+    scheduler->now_ns += CHANGE_NS + POINT_NS * (uint64_t)(points - simulation_countdown);
+    simulation_countdown = NEVER;
+    scheduler->current = NULL;
+}
+
+static void wake_due(struct scheduler *scheduler)
+{
+    uint64_t next_ns = FOREVER;
+    for (size_t i = 0; i < MAX_FIBERS; i++) {
+        struct fiber *fiber = &scheduler->fibers[i];
+        if (fiber->state != FIBER_WAITING || fiber->wake_ns == FOREVER)
+            continue;
+        if (fiber->wake_ns <= scheduler->now_ns) {
+            fiber->timed_out = true;
+            fiber->wake_ns = FOREVER;
+            make_runnable(scheduler, fiber);
+        } else if (fiber->wake_ns < next_ns) {
+            next_ns = fiber->wake_ns;
+        }
+    }
+    scheduler->next_deadline_ns = next_ns;
+}
+
+static void describe_waiting(struct scheduler *scheduler)
+{
+    char *text = scheduler->failure;
+    size_t used = (size_t)snprintf(text, FAILURE_BYTES, "everybody waits:");
+    for (size_t i = 0; i < MAX_FIBERS; i++)
+        if (scheduler->fibers[i].state == FIBER_WAITING && used < FAILURE_BYTES)
+            used += (size_t)snprintf(text + used, FAILURE_BYTES - used, " %s", scheduler->fibers[i].name);
+    scheduler->finished = true;
+}
+
+void scheduler_run(struct scheduler *scheduler)
+{
+    while (!scheduler->finished) {
+        if (scheduler->now_ns >= scheduler->next_deadline_ns)
+            wake_due(scheduler);
+        if (scheduler->runnable_count) {
+            if (!--scheduler->spins_left)
+                scheduler_fail(scheduler, "%u changes of fibers and nothing got done", SPINS);
+            dispatch(scheduler);
+        } else if (scheduler->next_deadline_ns != FOREVER) {
+            scheduler->now_ns = scheduler->next_deadline_ns;
+        } else {
+            describe_waiting(scheduler);
+        }
+    }
+}
+
+void scheduler_finish(struct scheduler *scheduler)
+{
+    scheduler->finished = true;
+}
+
+void scheduler_progress(struct scheduler *scheduler)
+{
+    scheduler->spins_left = SPINS;
+}
+
+void scheduler_fail(struct scheduler *scheduler, const char *format, ...)
+{
+    if (!scheduler->failure[0]) {
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(scheduler->failure, FAILURE_BYTES, format, arguments);
+        va_end(arguments);
+    }
+    scheduler->finished = true;
+    if (scheduler->current)
+        scheduler_exit(scheduler);
+}
+
+void simulation_reschedule(void)
+{
+    scheduler_yield(thread_scheduler);
+}
+
+void scheduler_yield(struct scheduler *scheduler)
+{
+    if (scheduler->quiet)
+        return;
+    to_scheduler(scheduler, false);
+}
+
+void scheduler_sleep(struct scheduler *scheduler, uint64_t ns)
+{
+    (void)scheduler_wait(scheduler, &scheduler->now_ns, scheduler->now_ns + ns);
+}
+
+bool scheduler_wait(struct scheduler *scheduler, const void *key, uint64_t deadline_ns)
+{
+    struct fiber *fiber = scheduler->current;
+    if (scheduler->quiet)
+        scheduler_fail(scheduler, "%s waits where nobody else may run", fiber->name);
+    take_off(scheduler, fiber);
+    fiber->state = FIBER_WAITING;
+    fiber->waits_for = key;
+    fiber->wake_ns = deadline_ns;
+    fiber->timed_out = false;
+    if (deadline_ns < scheduler->next_deadline_ns)
+        scheduler->next_deadline_ns = deadline_ns;
+    to_scheduler(scheduler, false);
+    return !fiber->timed_out;
+}
+
+static void wake_fiber(struct scheduler *scheduler, struct fiber *fiber)
+{
+    fiber->wake_ns = FOREVER;
+    make_runnable(scheduler, fiber);
+}
+
+void scheduler_wake(struct scheduler *scheduler, const void *key, bool all)
+{
+    struct fiber *chosen = NULL;
+    uint32_t found = 0;
+    for (size_t i = 0; i < MAX_FIBERS; i++) {
+        struct fiber *fiber = &scheduler->fibers[i];
+        if (fiber->state != FIBER_WAITING || fiber->waits_for != key)
+            continue;
+        if (all)
+            wake_fiber(scheduler, fiber);
+        else if (random_below(&scheduler->random, ++found) == 0)
+            chosen = fiber;
+    }
+    if (chosen)
+        wake_fiber(scheduler, chosen);
+}
+
+static void end(struct scheduler *scheduler, struct fiber *fiber)
+{
+    if (fiber->state == FIBER_RUNNABLE)
+        take_off(scheduler, fiber);
+    fiber->state = FIBER_FREE;
+    /* Whoever joins it, or waits for its process to be gone. */
+    scheduler_wake(scheduler, fiber, true);
+}
+
+void scheduler_exit(struct scheduler *scheduler)
+{
+    scheduler->quiet = 0;
+    end(scheduler, scheduler->current);
+    to_scheduler(scheduler, true);
+    __builtin_unreachable();
+}
+
+bool scheduler_alive(const struct scheduler *scheduler, uint64_t number)
+{
+    for (size_t i = 0; i < MAX_FIBERS; i++)
+        if (scheduler->fibers[i].state != FIBER_FREE && scheduler->fibers[i].number == number)
+            return true;
+    return false;
+}
+
+void scheduler_quiet(struct scheduler *scheduler, bool quiet)
+{
+    if (quiet && scheduler->quiet++ == 0) {
+        scheduler->saved_countdown = simulation_countdown;
+        simulation_countdown = NEVER;
+    }
+    if (!quiet && --scheduler->quiet == 0)
+        simulation_countdown = scheduler->saved_countdown;
+}
+
+void scheduler_kill(struct scheduler *scheduler, enum process process)
+{
+    for (size_t i = 0; i < MAX_FIBERS; i++) {
+        struct fiber *fiber = &scheduler->fibers[i];
+        if (fiber->state == FIBER_FREE || fiber->process != process)
+            continue;
+        if (fiber->in_hypercall)
+            fiber->doomed = true;
+        else
+            end(scheduler, fiber);
+    }
+    for (size_t i = 0; i < MAX_FIBERS; i++)
+        while (scheduler->fibers[i].state != FIBER_FREE && scheduler->fibers[i].process == process)
+            scheduler_wait(scheduler, &scheduler->fibers[i], FOREVER);
+    resources_free(scheduler, process);
+}
+
+void scheduler_enter_hypercall(struct scheduler *scheduler)
+{
+    simulation_point();
+    scheduler->current->in_hypercall = true;
+    scheduler->current->owner = PROCESS_MACHINE;
+}
+
+void scheduler_leave_hypercall(struct scheduler *scheduler)
+{
+    struct fiber *fiber = scheduler->current;
+    fiber->in_hypercall = false;
+    fiber->owner = fiber->process;
+    if (fiber->doomed)
+        scheduler_exit(scheduler);
+    simulation_point();
+}
