@@ -16,11 +16,11 @@ from diffengine.engine import clock
 from diffengine.engine.eviction import Candidates, Evictor
 from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
 from diffengine.engine.options import EngineOptions
-from diffengine.engine.pages import FUTILE, UNKNOWN_KEY, Domain, PageTable, Place
+from diffengine.engine.pages import EVICTABLE, FUTILE, LEADS, OUT, READABLE, UNKNOWN_KEY, Domain, PageTable, Place
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.report import EngineReport, count_places, saved_by_eviction
-from diffengine.engine.sharing import OUT, Sharing
+from diffengine.engine.sharing import Sharing
 from diffengine.engine.visits import portion, portions_of_sweep
 from diffengine.hypervisor.protocol import Host, Outcome, Pager, PageState
 from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
@@ -154,7 +154,7 @@ class Engine:
         back = states == PageState.RESIDENT
         place = table.place[part]
         touched = np.flatnonzero(back & (place == Place.WATCHED))
-        refaulted = np.flatnonzero(back & np.isin(place, OUT))
+        refaulted = np.flatnonzero(back & OUT[place])
         came = np.concatenate([touched, refaulted])
         clock.back_off(table.backoff[part], touched, clock.TOUCH_BACKOFF)
         clock.back_off(table.backoff[part], refaulted, clock.REFAULT_BACKOFF)
@@ -192,7 +192,7 @@ class Engine:
     def _look_at_content(self, domain: Domain, pages: PageNumbers) -> None:
         """Digests the pages that have a frame; a digest that changed means C1."""
         table = self._table
-        pages = pages[np.isin(table.place[pages], (Place.RESIDENT, Place.SHARED, Place.HOLE))]
+        pages = pages[READABLE[table.place[pages]]]
         if not len(pages):
             return
         digests = np.empty(len(pages), dtype=np.uint64)
@@ -244,7 +244,7 @@ class Engine:
         table = self._table
         place = table.place[pages]
         eligible = (place == Place.RESIDENT) & self._may_share[self._states(pages)]
-        eligible |= np.isin(place, (Place.SHARED, *OUT)) | (place == Place.WATCHED)
+        eligible |= LEADS[place] & (place != Place.RESIDENT)
         eligible &= table.keys[pages] != UNKNOWN_KEY
         whole = range(int(pages[0]), int(pages[-1]) + 1)
         leaders, complete = self._sharing.look_up(whole, eligible.astype(np.uint8))
@@ -305,7 +305,7 @@ class Engine:
         if self._watches:
             cold &= (table.place[pages] == Place.WATCHED) & (table.idle[pages] > 0)
         else:
-            cold &= np.isin(table.place[pages], (Place.RESIDENT, Place.WATCHED))
+            cold &= EVICTABLE[table.place[pages]]
         if not cold.any():
             return
         cold &= self._within_limits(domain, cold)
@@ -315,7 +315,7 @@ class Engine:
         wait = copies.copy()
         first = leaders[copies]
         wait[copies] = (table.place[first] == Place.WATCHED) & ((table.notes[first] & FUTILE) == 0)
-        copies[copies] = np.isin(table.place[first], OUT)
+        copies[copies] = OUT[table.place[first]]
         self._evict_copies(pages[copies], leaders[copies])
         alone = cold & ~copies & ~follow & ~wait
         chosen = Candidates(pages[alone], states[alone])
@@ -325,13 +325,13 @@ class Engine:
         self._evict_copies(pages[follow], leaders[follow])
 
     def _evict_copies(self, pages: PageNumbers, leaders: PageNumbers) -> None:
-        same = np.isin(self._table.place[leaders], OUT) & (self._table.keys[leaders] == self._table.keys[pages])
+        same = OUT[self._table.place[leaders]] & (self._table.keys[leaders] == self._table.keys[pages])
         if same.any() and self._evictor:
             self._evictor.evict_as(pages[same], leaders[same])
 
     def _within_limits(self, domain: Domain, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """As many of the wanted pages as may go out now."""
-        evicted = int(np.isin(self._table.place[domain.part], OUT).sum())
+        evicted = int(OUT[self._table.place[domain.part]].sum())
         count = int(wanted.sum())
         allowed = self._refault_limits[domain.domid].allowed(count)
         self._reasons.add(Reason.REFAULT_LIMIT, count - allowed)

@@ -14,7 +14,7 @@ from diffengine.engine import clock
 from diffengine.engine.mapping import map_pages
 from diffengine.engine.models import Models
 from diffengine.engine.options import EngineOptions
-from diffengine.engine.pages import FUTILE, INDEXED, PageTable, Place
+from diffengine.engine.pages import EVICTABLE, FUTILE, INDEXED, PageTable, Place
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.similarity import Similarity
@@ -95,7 +95,7 @@ class Evictor:
     def end_sweep(self) -> None:
         """Trains the models that pages wait for."""
         for group, pages in self._models.groups_to_train().items():
-            pages = pages[np.isin(self._table.place[pages], (Place.RESIDENT, Place.WATCHED))]
+            pages = pages[EVICTABLE[self._table.place[pages]]]
             if not len(pages):
                 continue
             copies = PageCopies(len(pages))
@@ -156,7 +156,7 @@ class Evictor:
         went = self._patch(pages[similar], proposed[similar])
         stay = ~np.isin(candidates.pages, went)
         # References were evicted on the way.
-        stay &= np.isin(self._table.place[candidates.pages], (Place.RESIDENT, Place.WATCHED))
+        stay &= EVICTABLE[self._table.place[candidates.pages]]
         return candidates[stay]
 
     def _patch(self, pages: PageNumbers, references: PageNumbers) -> PageNumbers:
@@ -187,7 +187,7 @@ class Evictor:
     def _is_cold_reference(self, pages: PageNumbers) -> NDArray[np.bool_]:
         table = self._table
         states = clock.classify(table.quiet[pages], table.idle[pages], self._options.c4_visits)
-        has_frame = np.isin(table.place[pages], (Place.RESIDENT, Place.WATCHED))
+        has_frame = EVICTABLE[table.place[pages]]
         cold: NDArray[np.bool_] = has_frame & self._may_refer[states]
         return cold
 

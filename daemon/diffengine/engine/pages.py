@@ -32,6 +32,20 @@ class Place(IntEnum):
     GONE = 6  # of a domain that is no more
 
 
+def places(*chosen: Place) -> NDArray[np.bool_]:
+    """A table to index with places: is it one of these. Several times as fast as numpy.isin."""
+    table = np.zeros(len(Place), dtype=np.bool_)
+    table[list(chosen)] = True
+    return table
+
+
+HAS_FRAME = places(Place.RESIDENT, Place.SHARED)
+# What is looked at: a hole may have been filled.
+READABLE = places(Place.RESIDENT, Place.SHARED, Place.HOLE)
+EVICTABLE = places(Place.RESIDENT, Place.WATCHED)
+OUT = places(Place.PATCHED, Place.COMPRESSED)
+LEADS = places(Place.RESIDENT, Place.SHARED, Place.WATCHED, Place.PATCHED, Place.COMPRESSED)
+
 # Notes about a page's present content, as bits.
 FUTILE = np.uint8(1)  # compression does not make it smaller
 INDEXED = np.uint8(2)  # the similarity index has had it

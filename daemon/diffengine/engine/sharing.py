@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.engine.pages import UNKNOWN_KEY, PageTable, Place
+from diffengine.engine.pages import HAS_FRAME, UNKNOWN_KEY, PageTable, Place
 from diffengine.native import (
     NONE,
     SHARING_ENTRY_BYTES,
@@ -20,8 +20,6 @@ from diffengine.native import (
 TABLE_LOAD = 7 / 8
 # Digests do not fall into equal intervals quite evenly.
 UNEVENNESS = 1.1
-HAS_FRAME = (Place.RESIDENT, Place.SHARED)
-OUT = (Place.PATCHED, Place.COMPRESSED)
 
 
 def table_bytes_needed(contents: int, passes: int) -> int:
@@ -119,7 +117,13 @@ class Sharing:
         pages = self._pages
         first = leaders
         leaders = self._redirected(leaders)
-        other = (leaders != NONE) & (leaders != visited) & np.isin(pages.place[visited], HAS_FRAME)
+        other = np.flatnonzero((leaders != NONE) & (leaders != visited))
+        other = other[HAS_FRAME[pages.place[visited[other]]]]
+        # Most pages of a quiet host share with their leader already.
+        sources = pages.source[visited[other]]
+        other = other[(sources == NONE) | (sources != pages.source[leaders[other]])]
+        if not len(other):
+            return Pairs(visited[other], visited[other], 0)
         visited, leaders, first = visited[other], leaders[other], first[other]
         own_group = (pages.keys[visited] == 0) | (pages.groups_of(visited) == pages.groups_of(leaders))
         visited, leaders, first = visited[own_group], leaders[own_group], first[own_group]
@@ -140,7 +144,7 @@ class Sharing:
         self, visited: PageNumbers, leaders: PageNumbers, first: PageNumbers
     ) -> tuple[PageNumbers, PageNumbers, PageNumbers]:
         """Leaders without a frame to join: the first page that has one leads in their place."""
-        unusable = ~np.isin(self._pages.place[leaders], HAS_FRAME)
+        unusable = ~HAS_FRAME[self._pages.place[leaders]]
         if unusable.any():
             _, index, inverse = np.unique(first[unusable], return_index=True, return_inverse=True)
             leaders = leaders.copy()
