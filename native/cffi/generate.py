@@ -31,6 +31,7 @@ HEADERS = (
     "program",
     "machine_client",
     "pager",
+    "pager_queue",
 )
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 CONSTANT = re.compile(r"^#define (DE_\w+)\s+(\w+)$")

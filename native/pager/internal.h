@@ -116,6 +116,7 @@ struct de_pager {
 
     bool started;
     atomic_bool stop;
+    atomic_bool gone; /**< the hypervisor does not answer any more */
     pthread_t server_thread;
     pthread_t retire_thread;
     unsigned retries; /**< events to try again soon; the serving thread's */

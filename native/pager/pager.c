@@ -333,7 +333,7 @@ int de_pager_remove_domain(struct de_pager *pager, uint16_t id)
 static void *server_thread(void *argument)
 {
     struct de_pager *pager = argument;
-    while (!atomic_load(&pager->stop))
+    while (!atomic_load(&pager->stop) && !atomic_load(&pager->gone))
         pager_serve_round(pager, UINT64_MAX);
     return NULL;
 }
@@ -411,6 +411,11 @@ void de_pager_stop(struct de_pager *pager)
     pager->started = false;
     stop_domains(pager);
     pthread_mutex_unlock(&pager->proposals);
+}
+
+bool de_pager_gone(struct de_pager *pager)
+{
+    return atomic_load(&pager->gone);
 }
 
 int de_pager_attach_swap(struct de_pager *pager, struct de_swap *swap)

@@ -199,6 +199,8 @@ size_t pager_serve_round(struct de_pager *pager, uint64_t timeout_ns)
     if (pager->retries && timeout_ns > RETRY_NS)
         timeout_ns = RETRY_NS;
     int count_ready = HYPERCALL(pager, wait, timeout_ns, ready, READY_DOMAINS);
+    if (count_ready < 0)
+        atomic_store(&pager->gone, true);
     size_t events = 0;
     for (int i = 0; i < count_ready; i++)
         events += serve_domain(pager, ready[i]);

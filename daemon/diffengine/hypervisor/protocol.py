@@ -63,6 +63,12 @@ class Outcome(IntEnum):
     NO_MEMORY = -11  # the hypervisor has no room for metadata, or no frame for a copy
     FAILED = -12
     UNABLE = -13  # the host can't do that
+    SWAPPED = -14  # the object is in swap, or stands on one that is: put the content anew
+    NEEDED = -15  # swap-out: an object in memory refers to it, and must go first
+    SWAP_FULL = -16
+    DISK = -17  # the disk refused the write
+    HELD = -18  # the domain's device model has the page mapped
+    NO_HOLDS = -19  # the domain has a device model that does not say what it maps
 
 
 @dataclass(frozen=True)

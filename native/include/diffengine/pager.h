@@ -50,12 +50,13 @@ enum de_proposal {
     DE_PROPOSAL_FULL = -10,      /**< the frame has as many sharers as it may */
     DE_PROPOSAL_NO_MEMORY = -11, /**< the hypervisor has no room for metadata */
     DE_PROPOSAL_FAILED = -12,    /**< the hypervisor gave an error that it should not */
-    DE_PROPOSAL_SWAPPED = -13,   /**< the object is in swap, or stands on one that is: put the content anew */
-    DE_PROPOSAL_NEEDED = -14,    /**< swap-out refused: an object in memory refers to it */
-    DE_PROPOSAL_SWAP_FULL = -15, /**< no swap slot is free */
-    DE_PROPOSAL_DISK = -16,      /**< the disk refused the write; nothing changed */
-    DE_PROPOSAL_HELD = -17,      /**< the domain's device model has the page mapped, or is about to */
-    DE_PROPOSAL_NO_HOLDS = -18, /**< the domain has a device model that does not say what it maps (holds.h) */
+    DE_PROPOSAL_UNABLE = -13,    /**< the host can't do that (an adapter's answer, never the pager's) */
+    DE_PROPOSAL_SWAPPED = -14,   /**< the object is in swap, or stands on one that is: put the content anew */
+    DE_PROPOSAL_NEEDED = -15,    /**< swap-out refused: an object in memory refers to it */
+    DE_PROPOSAL_SWAP_FULL = -16, /**< no swap slot is free */
+    DE_PROPOSAL_DISK = -17,      /**< the disk refused the write; nothing changed */
+    DE_PROPOSAL_HELD = -18,      /**< the domain's device model has the page mapped, or is about to */
+    DE_PROPOSAL_NO_HOLDS = -19, /**< the domain has a device model that does not say what it maps (holds.h) */
 };
 
 /**
@@ -131,6 +132,8 @@ int de_pager_holds_path(struct de_pager *pager, uint16_t domain, char *path, siz
 /** Serve faults on two threads of the pager's own, until de_pager_stop(). DE_OK, DE_BUSY or DE_SYSTEM. */
 int de_pager_start(struct de_pager *pager);
 void de_pager_stop(struct de_pager *pager);
+/** The hypervisor does not answer any more: nothing is left to serve. */
+bool de_pager_gone(struct de_pager *pager);
 /** Serve what is in the rings now, without waiting. One thread at a time, and none while started. @return
  * events. */
 size_t de_pager_serve(struct de_pager *pager);

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* diffengine-pager: the only part of the system that a guest waits for. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <diffengine/machine_client.h>
+#include <diffengine/pager_queue.h>
+#include <diffengine/status.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define PUBLISH_MS 100u
+#define MAX_MIB (16u << 20)
+
+static const char usage[] =
+    "Usage: diffengine-pager --state DIR --machine SOCKET [--store-mib N] [--swap FILE --swap-mib N]\n"
+    "\n"
+    "Serves the page faults of guests whose pages the daemon had evicted. Ends with SIGTERM, and leaves all "
+    "it has\n"
+    "to the next one: guests that touch an evicted page in between wait. \"ready\" is printed once faults "
+    "are\n"
+    "served.\n"
+    "\n"
+    "  --state DIR       on a tmpfs, mode 0700: page tables, store, swap key, commands, statistics\n"
+    "  --machine SOCKET  of diffengine-machine\n"
+    "  --store-mib N     limit of a new store (default 65536)\n"
+    "  --swap FILE       swap file, made if it is not there, its content lost if it is\n"
+    "  --swap-mib N      its size\n"
+    "  --parent PID      end when this process, which must be our parent, ends\n";
+
+struct settings {
+    struct de_pager_state state;
+    const char *machine;
+    unsigned long parent;
+};
+
+static volatile sig_atomic_t ending;
+
+static void end(int signal)
+{
+    (void)signal;
+    ending = 1;
+}
+
+static bool parse(const char *name, const char *text, unsigned long max, unsigned long *value)
+{
+    char *rest;
+    errno = 0;
+    *value = strtoul(text, &rest, 10);
+    if (*text >= '0' && *text <= '9' && !*rest && !errno && *value >= 1 && *value <= max)
+        return true;
+    fprintf(stderr, "diffengine-pager: --%s %s: allowed are 1 to %lu\n", name, text, max);
+    return false;
+}
+
+enum { STATE = 256, MACHINE, STORE, SWAP, SWAP_MIB, PARENT, HELP };
+
+static const struct option long_options[] = {
+    {"state", required_argument, NULL, STATE},
+    {"machine", required_argument, NULL, MACHINE},
+    {"store-mib", required_argument, NULL, STORE},
+    {"swap", required_argument, NULL, SWAP},
+    {"swap-mib", required_argument, NULL, SWAP_MIB},
+    {"parent", required_argument, NULL, PARENT},
+    {"help", no_argument, NULL, HELP},
+    {NULL, 0, NULL, 0},
+};
+
+/* @return -1: go on, else the exit status. */
+static int take_option(int option, struct settings *settings)
+{
+    unsigned long value;
+    switch (option) {
+    case STATE:
+        settings->state.directory = optarg;
+        return -1;
+    case MACHINE:
+        settings->machine = optarg;
+        return -1;
+    case SWAP:
+        settings->state.swap_path = optarg;
+        return -1;
+    case STORE:
+        if (!parse("store-mib", optarg, MAX_MIB, &value))
+            return EXIT_FAILURE;
+        settings->state.store_bytes = (uint64_t)value << 20;
+        return -1;
+    case SWAP_MIB:
+        if (!parse("swap-mib", optarg, MAX_MIB - 1, &value))
+            return EXIT_FAILURE;
+        settings->state.swap_bytes = (uint64_t)value << 20;
+        return -1;
+    case PARENT:
+        return parse("parent", optarg, INT32_MAX, &settings->parent) ? -1 : EXIT_FAILURE;
+    case HELP:
+        fputs(usage, stdout);
+        return EXIT_SUCCESS;
+    default:
+        fputs(usage, stderr);
+        return EXIT_FAILURE;
+    }
+}
+
+static int take_options(int argc, char **argv, struct settings *settings)
+{
+    *settings = (struct settings){.state = {.store_bytes = (uint64_t)65536 << 20}};
+    for (int option; (option = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
+        int status = take_option(option, settings);
+        if (status >= 0)
+            return status;
+    }
+    bool swap_half = !settings->state.swap_path != !settings->state.swap_bytes;
+    if (optind == argc && settings->state.directory && settings->machine && !swap_half)
+        return -1;
+    fputs(swap_half ? "diffengine-pager: --swap and --swap-mib go together\n" : usage, stderr);
+    return EXIT_FAILURE;
+}
+
+/* What guests have in memory must not end up in a core dump or the system's swap, nor wait for the latter;
+ * and without its pager a guest hangs, so others are to be chosen when memory is short. What is not allowed
+ * to us is left out. */
+static void settle_in(unsigned long parent)
+{
+    struct rlimit no_core = {0, 0};
+    if (parent) {
+        prctl(PR_SET_PDEATHSIG, SIGTERM);
+        ending = getppid() != (pid_t)parent;
+    }
+    prctl(PR_SET_DUMPABLE, 0);
+    setrlimit(RLIMIT_CORE, &no_core);
+    if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
+        fprintf(stderr, "diffengine-pager: memory is not locked: %s\n", strerror(errno));
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0 && write(fd, "-1000", 5) != 5)
+        fprintf(stderr, "diffengine-pager: not protected when memory is short: %s\n", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = end};
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+}
+
+static int serve(struct de_pager *pager, const char *directory)
+{
+    struct de_queue_server *server;
+    int status = de_queue_serve_create(directory, pager, &server);
+    if (status == DE_OK)
+        status = de_pager_start(pager);
+    if (status != DE_OK) {
+        fprintf(stderr, "diffengine-pager: %s: %s\n", directory,
+                status == DE_SYSTEM ? strerror(errno) : de_status_text(status));
+        return EXIT_FAILURE;
+    }
+    puts("ready");
+    fflush(stdout);
+    while (!ending && !de_pager_gone(pager)) {
+        de_queue_serve(server, PUBLISH_MS);
+        de_queue_publish(server);
+    }
+    de_pager_stop(pager);
+    de_queue_serve_free(server);
+    if (!de_pager_gone(pager))
+        return EXIT_SUCCESS;
+    fputs("diffengine-pager: the machine is gone\n", stderr);
+    return EXIT_FAILURE;
+}
+
+int main(int argc, char **argv)
+{
+    struct settings settings;
+    struct de_machine_client *machine;
+    struct de_pager *pager;
+    char error[300];
+    int status = take_options(argc, argv, &settings);
+    if (status >= 0)
+        return status;
+    catch_signals();
+    settle_in(settings.parent);
+    status = de_client_connect(settings.machine, DE_CLIENT_READER, &machine);
+    if (status) {
+        fprintf(stderr, "diffengine-pager: --machine %s: %s\n", settings.machine, strerror(-status));
+        return EXIT_FAILURE;
+    }
+    struct de_hypervisor hypervisor = de_client_hypervisor(machine);
+    if (de_pager_open(&settings.state, &hypervisor, &pager, error, sizeof error) != DE_OK) {
+        fprintf(stderr, "diffengine-pager: %s\n", error);
+        de_client_free(machine);
+        return EXIT_FAILURE;
+    }
+    status = serve(pager, settings.state.directory);
+    de_pager_leave(pager);
+    de_client_free(machine);
+    return status;
+}
