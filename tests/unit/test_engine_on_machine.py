@@ -148,6 +148,29 @@ class NoSharing(Machine):
         return replace(super().capabilities(), sharing=False)
 
 
+def test_cold_shared_pages_become_one_object() -> None:
+    pages = text_pages(80)
+    with bench([pages, pages.copy(), pages.copy()], NO_LIMITS) as run:
+        run.sweep(3)
+        assert run.machine.memory().used == 80
+        run.sweep(60)
+        assert run.machine.memory().used == 0
+        # The objects, and their model.
+        assert run.store.statistics().objects <= 80 + 1
+        assert run.read_all(2) == 0
+
+
+def test_shared_pages_that_are_read_stay_shared() -> None:
+    pages = text_pages(20)
+    with bench([pages, pages.copy()], NO_LIMITS) as run:
+        run.sweep(5)
+        for _ in range(60):
+            run.sweep(1)
+            assert run.read_all(0, 400) == run.read_all(1, 400) == 0
+        assert run.pager.counters().evicted == 0
+        assert run.machine.memory().used <= 22
+
+
 def test_where_frames_cannot_be_shared_cold_copies_become_one_object() -> None:
     pages: Pages = np.repeat(text_pages(20), 10, axis=0)
     with bench([pages, pages.copy()], NO_LIMITS, machine_type=NoSharing) as run:

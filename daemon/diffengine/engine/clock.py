@@ -18,6 +18,10 @@ MOST_VISITS = 255
 # 2 quiet visits << 6 = 128 visits: at 4 s each some 9 minutes.
 MOST_BACKOFF = 6
 QUIET_VISITS = 2
+# To look whether a shared page is cold takes a frame and a fault, so it must have been quiet for longer, and only one
+# group of sharers in so many has its turn in a sweep.
+SHARED_QUIET_VISITS = 4
+TRIAL_SWEEPS = 32
 # Twice as long would find a page that is in use too often: each time costs the guest a fault.
 TOUCH_BACKOFF = 2
 REFAULT_BACKOFF = 2
@@ -39,6 +43,20 @@ def count_visit(visits: Counts, chosen: NDArray[Any]) -> None:
 
 def back_off(backoff: Counts, chosen: NDArray[Any], by: int) -> None:
     backoff[chosen] = np.minimum(backoff[chosen] + by, MOST_BACKOFF)
+
+
+def on_trial(sources: NDArray[np.uint32], sweep: int) -> NDArray[np.bool_]:
+    """Whether the sharers' group with this number has its turn: all of its pages in the same sweep."""
+    # Neighbouring numbers belong to different sweeps, or a sweep would try all of one domain's pages.
+    result: NDArray[np.bool_] = sources % TRIAL_SWEEPS == sweep % TRIAL_SWEEPS
+    return result
+
+
+def unshareable(quiet: Counts, backoff: Counts) -> NDArray[np.bool_]:
+    """Shared pages that were quiet for long enough to be tried."""
+    needed = np.minimum(SHARED_QUIET_VISITS << backoff.astype(np.uint32), MOST_VISITS)
+    result: NDArray[np.bool_] = quiet >= needed
+    return result
 
 
 def watchable(quiet: Counts, backoff: Counts, passes: int) -> NDArray[np.bool_]:

@@ -27,6 +27,8 @@ from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
 
 # How often the pager is asked which pages came back: what the limits on a guest's faults live on.
 SETTLE_INTERVAL_S = 0.5
+# A frame with more sharers costs little for each; to find them all cold costs many faults.
+MOST_SHARERS_TO_TRY = 8
 GROUP_SALT = 0x9E3779B97F4A7C15
 KEY_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -55,6 +57,7 @@ class Engine:
         self._may_share = policy.allows(Technique.SHARE)
         self._may_evict = policy.allows(Technique.PATCH) | policy.allows(Technique.COMPRESS)
         self._watches = evicts and not self._may_evict[State.C2]
+        self._may_compress_cold = bool(policy.allows(Technique.COMPRESS)[State.C4])
         self._groups: dict[str, int] = {}
         self._watch_rates: dict[int, WatchRate] = {}
         self._refault_limits: dict[int, RefaultLimit] = {}
@@ -275,12 +278,41 @@ class Engine:
         passes = self._sharing.passes if self._sharing else 1
         idle = pages[table.place[pages] == Place.RESIDENT]
         idle = idle[clock.watchable(table.quiet[idle], table.backoff[idle], passes)]
-        states = np.full(len(idle), State.C4, dtype=np.uint8)
+        self._watch_pages(domain, self._worth_evicting(idle))
+        if self._sharing and self._may_compress_cold:
+            self._try_shared(domain, pages)
+
+    def _worth_evicting(self, pages: PageNumbers) -> PageNumbers:
+        """Those that could be evicted if they turned out to be cold."""
         assert self._evictor is not None
-        idle = idle[self._evictor.worth_trying(idle, states)]
-        quota = self._watch_rates[domain.domid].take(len(idle))
-        self._reasons.add(Reason.FAULT_LIMIT, len(idle) - quota)
-        chosen = idle[np.argsort(table.backoff[idle], kind="stable")[:quota]]
+        worth: PageNumbers = pages[self._evictor.worth_trying(pages, np.full(len(pages), State.C4, dtype=np.uint8))]
+        return worth
+
+    def _try_shared(self, domain: Domain, pages: PageNumbers) -> None:
+        """A shared page can't be watched. Now and then it is made private for that: if it and its sharers are cold,
+        they become one object; if not, it is shared again at the next visit."""
+        table = self._table
+        shared = pages[table.place[pages] == Place.SHARED]
+        sources = table.source[shared]
+        on_trial = clock.on_trial(sources, self._sweeps) & (table.sharers[sources] <= MOST_SHARERS_TO_TRY)
+        shared = shared[on_trial]
+        shared = shared[clock.unshareable(table.quiet[shared], table.backoff[shared])]
+        shared = self._worth_evicting(shared)
+        shared = shared[: self._watch_rates[domain.domid].available]
+        if not len(shared):
+            return
+        results = self._pager.unshare(*table.locate(shared))
+        self._reasons.add_results("unshare", results)
+        private = shared[results == Outcome.DONE]
+        table.leave_frames(private)
+        table.place[private] = Place.RESIDENT
+        self._watch_pages(domain, private)
+
+    def _watch_pages(self, domain: Domain, pages: PageNumbers) -> None:
+        table = self._table
+        quota = self._watch_rates[domain.domid].take(len(pages))
+        self._reasons.add(Reason.FAULT_LIMIT, len(pages) - quota)
+        chosen = pages[np.argsort(table.backoff[pages], kind="stable")[:quota]]
         if not len(chosen):
             return
         domids, gfns = table.locate(chosen)

@@ -33,9 +33,14 @@ class WatchRate:
             self.pages_per_s = min(self.pages_per_s * (1 + seconds / 2), self.most_per_s)
             self.tokens = min(self.tokens + self.pages_per_s * seconds, self.pages_per_s)
 
+    @property
+    def available(self) -> int:
+        """How many pages may be watched now."""
+        return int(self.tokens)
+
     def take(self, wanted: int) -> int:
         """How many of the wanted pages may be watched now."""
-        taken = min(wanted, int(self.tokens))
+        taken = min(wanted, self.available)
         self.tokens -= taken
         return taken
 
