@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Every compressor and level: what goes in comes out, and no bytes, however damaged, do harm. */
+#define RANDOM_SEED 0xda942042e4dd58b5
 #include "check.h"
+#include "random.h"
 
 #include <diffengine/compress.h>
 #include <diffengine/status.h>
@@ -11,21 +13,6 @@
 #include <zstd.h>
 
 #define BOUND (2 * DE_PAGE_SIZE) /* more than any page compresses to */
-
-static uint64_t random_state = 0xda942042e4dd58b5;
-
-static uint64_t random_word(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state * 0x2545f4914f6cdd1du;
-}
-
-static unsigned random_below(unsigned limit)
-{
-    return (unsigned)((random_word() >> 32) * limit >> 32);
-}
 
 static void *allocate(size_t bytes)
 {
@@ -40,12 +27,6 @@ static struct de_compress_context *make_context(enum de_compressor compressor, i
     CHECK_EQ(de_compress_create(compressor, level, &context), DE_OK);
     CHECK(context != NULL);
     return context;
-}
-
-static void fill_at_random(uint8_t *page, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++)
-        page[i] = (uint8_t)random_word();
 }
 
 /* From all zero to noise; in between, records that repeat with small changes, as a kernel's tables do. */

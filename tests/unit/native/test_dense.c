@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The dense form: what goes in comes out, and no payload or model, however damaged, does harm. */
 #include "../../../native/core/huffman.h"
+#define RANDOM_SEED 0x9e3779b97f4a7c15
 #include "check.h"
+#include "random.h"
 
 #include <diffengine/dense.h>
 #include <diffengine/status.h>
@@ -33,32 +35,11 @@ enum {
     SAVED_END = SAVED_LENGTHS + 736,
 };
 
-static uint64_t random_state = 0x9e3779b97f4a7c15;
-
-static uint64_t random_word(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state * 0x2545f4914f6cdd1du;
-}
-
-static unsigned random_below(unsigned limit)
-{
-    return (unsigned)((random_word() >> 32) * limit >> 32);
-}
-
 static void *allocate(size_t bytes)
 {
     void *memory = malloc(bytes ? bytes : 1);
     CHECK(memory != NULL);
     return memory;
-}
-
-static void fill_at_random(uint8_t *bytes, size_t count)
-{
-    for (size_t i = 0; i < count; i++)
-        bytes[i] = (uint8_t)random_below(256);
 }
 
 static void fill_with_period(uint8_t *bytes, size_t count, size_t period)

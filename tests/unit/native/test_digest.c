@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The digest against XXH3 as libxxhash itself computes it, on both code paths. */
+#define RANDOM_SEED 0x2545f4914f6cdd1d
 #include "check.h"
+#include "random.h"
 
 #include <diffengine/digest.h>
 #include <diffengine/status.h>
@@ -14,33 +16,10 @@
 #define SECRET_BYTES 192u
 #define BATCH 48u
 
-static uint64_t random_state = 0x2545f4914f6cdd1d;
-
-static uint64_t random_word(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state * 0x2545f4914f6cdd1du;
-}
-
-static unsigned random_below(unsigned limit)
-{
-    return (unsigned)((random_word() >> 32) * limit >> 32);
-}
-
 static void fill_with_word(uint8_t *page, uint64_t word)
 {
     for (unsigned offset = 0; offset < DE_PAGE_SIZE; offset += 8)
         memcpy(page + offset, &word, 8);
-}
-
-static void fill_at_random(uint8_t *page)
-{
-    for (unsigned offset = 0; offset < DE_PAGE_SIZE; offset += 8) {
-        uint64_t word = random_word();
-        memcpy(page + offset, &word, 8);
-    }
 }
 
 /* Pages around every decision of the digest: filled ones, filled but for one byte, runs of one byte, plain.
@@ -66,12 +45,12 @@ static void make_page(uint8_t *page)
             page[offset] = (uint8_t)(offset % period);
         break;
     case 5:
-        fill_at_random(page);
+        fill_at_random(page, DE_PAGE_SIZE);
         for (unsigned i = random_below(64); i > 0; i--)
             memset(page + DE_BLOCK_SIZE * random_below(64), (int)random_below(256), DE_BLOCK_SIZE);
         break;
     default:
-        fill_at_random(page);
+        fill_at_random(page, DE_PAGE_SIZE);
     }
 }
 
@@ -231,7 +210,7 @@ static void test_one_byte_anywhere_makes_a_block_indexed(void)
     struct de_digester *digester = make_digester(9, 1, 1);
     uint8_t *block = page + de_digester_offsets(digester)[0];
     for (unsigned i = 0; i < DE_BLOCK_SIZE; i++) {
-        fill_at_random(page);
+        fill_at_random(page, DE_PAGE_SIZE);
         memset(block, (int)i, DE_BLOCK_SIZE);
         for (unsigned portable = 0; portable < 2; portable++)
             CHECK_EQ(digest(digester, &address, 1, portable).keys[0], 0);
@@ -285,7 +264,7 @@ static void test_a_key_depends_on_its_blocks_only(void)
     for (unsigned round = 0; round < 200; round++) {
         struct de_digester *digester = make_digester(random_word(), 4, 2);
         const uint16_t *offsets = de_digester_offsets(digester);
-        fill_at_random(left);
+        fill_at_random(left, DE_PAGE_SIZE);
         memcpy(right, left, sizeof right);
         unsigned changed = random_below(DE_PAGE_SIZE);
         right[changed] ^= 1;

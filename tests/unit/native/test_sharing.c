@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The sharing table against a search through all earlier pages, for any number of passes and any digests. */
+#define RANDOM_SEED 0x9e3779b97f4a7c15
 #include "check.h"
+#include "random.h"
 
 #include <diffengine/sharing.h>
 #include <diffengine/status.h>
@@ -8,21 +10,6 @@
 
 #define MAX_PAGES 1500u
 #define UNTOUCHED 0xdeadbeefu
-
-static uint64_t random_state = 0x9e3779b97f4a7c15;
-
-static uint64_t random_word(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state * 0x2545f4914f6cdd1du;
-}
-
-static uint32_t random_below(uint32_t limit)
-{
-    return (uint32_t)((random_word() >> 32) * limit >> 32);
-}
 
 struct workload {
     uint64_t digests[MAX_PAGES];

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Both detectors against the plainest oracle: lists that are searched from the front. */
+#define RANDOM_SEED 0x853c49e6748fea9b
 #include "check.h"
+#include "random.h"
 
 #include <diffengine/similarity.h>
 #include <diffengine/status.h>
@@ -14,32 +16,11 @@ enum {
     SHIFT_PAGES = 600,
 };
 
-static uint64_t random_state = 0x853c49e6748fea9b;
-
-static uint64_t random_word(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state * 0x2545f4914f6cdd1du;
-}
-
-static unsigned random_below(unsigned limit)
-{
-    return (unsigned)((random_word() >> 32) * limit >> 32);
-}
-
 static void *allocate(size_t bytes)
 {
     void *memory = malloc(bytes ? bytes : 1);
     CHECK(memory != NULL);
     return memory;
-}
-
-static void fill_at_random(uint8_t *bytes, size_t count)
-{
-    for (size_t i = 0; i < count; i++)
-        bytes[i] = (uint8_t)random_below(256);
 }
 
 /* What the key index is: for each key, the first c pages that had it. */
