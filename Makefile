@@ -100,7 +100,7 @@ build/bench/build.ninja: $(STAMPS)/venv $(STAMPS)/xdelta3
 
 bench: build build/bench/build.ninja $(STAMPS)/images
 	$(BIN)/ninja --quiet -C build/bench
-	$(BIN)/python tests/bench/run.py --programs build/bench/tests/bench --command $(BIN)/diffengine $(BENCH_OPTIONS) $(IMAGES)
+	PYTHONPATH=tests $(BIN)/python -m bench.run --programs build/bench/tests/bench --command $(BIN)/diffengine $(BENCH_OPTIONS) $(IMAGES)
 
 # The decoders read untrusted bytes. A corpus grows in build/fuzz/NAME, from what the encoders make of the samples; an input
 # that is found to do harm stays there too, so that the next run fails until it is put right.

@@ -31,7 +31,7 @@ LOOK_EVERY_S = 0.02
 UNAVAILABLE = 3
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """This machine has no such peer. The text says why."""
 
 
@@ -93,7 +93,7 @@ def find_ksmd() -> Path:
                 return process
         except OSError:  # ended meanwhile
             continue
-    raise Unavailable("no ksmd: this kernel has no KSM")
+    raise UnavailableError("no ksmd: this kernel has no KSM")
 
 
 def ksmd(process: Path) -> Ksmd:
@@ -109,7 +109,7 @@ def own_merged() -> int:
         counts = {name: int(value) for name, value in (line.split()[:2] for line in lines) if value.isdigit()}
         return counts["ksm_zero_pages"] + counts["ksm_merging_pages"]
     except (OSError, KeyError):
-        raise Unavailable("this kernel's ksm_stat has no ksm_zero_pages (6.4 or later has)") from None
+        raise UnavailableError("this kernel's ksm_stat has no ksm_zero_pages (6.4 or later has)") from None
 
 
 def fill(path: Path) -> mmap.mmap:
@@ -142,15 +142,15 @@ def merge(pages: int) -> Merged:
         cpu_s = now.cpu_s - before.cpu_s
         own_cpu_s = cpu_s * min(1.0, pages * scans / scanned)
         best = Merged(pages, merged, scans, elapsed_s, cpu_s, cpu_s / scanned * 1e6, own_cpu_s)
-    raise Unavailable(f"ksmd came to no end in {LONGEST_S:.0f} s")
+    raise UnavailableError(f"ksmd came to no end in {LONGEST_S:.0f} s")
 
 
 def measure(paths: Sequence[Path]) -> Merged:
-    """Raises Unavailable, or OSError when an image can't be read."""
+    """Raises UnavailableError, or OSError when an image can't be read."""
     if os.geteuid() != 0:
-        raise Unavailable("only root may run ksmd")
+        raise UnavailableError("only root may run ksmd")
     if not KSM.is_dir():
-        raise Unavailable("this kernel has no KSM")
+        raise UnavailableError("this kernel has no KSM")
     own_merged()  # says so before the memory is filled
     with (KSM / "run").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two of us would change each other's settings
@@ -162,7 +162,7 @@ def measure(paths: Sequence[Path]) -> Merged:
 def main(arguments: Sequence[str]) -> int:
     try:
         print(json.dumps(asdict(measure([Path(path) for path in arguments]))))
-    except Unavailable as reason:
+    except UnavailableError as reason:
         print(json.dumps({"unavailable": str(reason)}))
         return UNAVAILABLE
     return 0

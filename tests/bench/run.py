@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import footprint
-import targets
-import yardstick
-from targets import Row, Verdict
+from bench import footprint, ksm_peer, live, simulations, targets, yardstick
+from bench.targets import Row, Verdict, values
 
 MIB = 1 << 20
 PAGE_BYTES = 4096
@@ -30,6 +28,7 @@ WHOLE_IMAGE_BYTES = 128 * MIB
 TIMED_BYTES = 1024 * MIB
 JOBS = 2
 SEED = 1
+PARTS = ("images", "live", "long")
 
 
 @dataclass(frozen=True)
@@ -56,27 +55,22 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text} (load average {load})", file=sys.stderr, flush=True)
 
 
-def run_program(setting: Setting, name: str, inputs: Sequence[Path]) -> list[dict[str, Any]]:
+def run_program(setting: Setting, name: str, inputs: Sequence[Path], *options: str) -> list[dict[str, Any]]:
     """A C benchmark's JSON of each run. Raises CalledProcessError if it fails."""
     results = []
     for turn in range(setting.runs):
         say(f"{name}, run {turn + 1} of {setting.runs}")
-        command = [str(setting.programs / name), *map(str, inputs)]
-        results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+        results.append(run_json([str(setting.programs / name), *options, *map(str, inputs)]))
     return results
 
 
-def values(runs: Sequence[dict[str, Any]], *path: str) -> tuple[float, ...]:
-    """One figure of each run; none if the runs lack it."""
-    found = []
-    for run in runs:
-        node: Any = run
-        for key in path:
-            if key not in node:
-                return ()
-            node = node[key]
-        found.append(float(node))
-    return tuple(found)
+def run_json(command: Sequence[str], allowed: Sequence[int] = (0,)) -> dict[str, Any]:
+    """Raises CalledProcessError if the exit status is none of those allowed."""
+    run = subprocess.run(command, stdout=subprocess.PIPE)
+    if run.returncode not in allowed:
+        raise subprocess.CalledProcessError(run.returncode, command)
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
 
 
 def digest_rows(runs: Sequence[dict[str, Any]], whole: bool) -> list[Row]:
@@ -194,8 +188,27 @@ def process_rows(setting: Setting, run: footprint.Run) -> list[Row]:
     ]
 
 
-def measure(setting: Setting) -> list[Row]:
-    """Everything, one after the other: two timings at once would spoil each other."""
+def scan_rows(setting: Setting) -> list[Row]:
+    """KSM and our scan take turns."""
+    scans, peers = [], []
+    peer = [sys.executable, str(Path(ksm_peer.__file__)), *map(str, setting.images)]
+    for turn in range(setting.runs):
+        say(f"the kernel's KSM and scan_bench, run {turn + 1} of {setting.runs}")
+        peers.append(run_json(peer, (0, ksm_peer.UNAVAILABLE)))
+        scans.append(run_json([str(setting.programs / "scan_bench"), *map(str, setting.images)]))
+    return live.scan_rows(scans, peers, setting.whole)
+
+
+def measure_live(setting: Setting) -> list[Row]:
+    """What concerns guests that run."""
+    swap = ("-d", str(setting.programs))
+    rows = live.table2_rows(run_program(setting, "table2_bench", setting.images, *swap), setting.whole)
+    rows += live.fault_rows(run_program(setting, "fault_bench", setting.images), setting.whole)
+    return rows + scan_rows(setting) + live.log_dirty_rows()
+
+
+def measure_images(setting: Setting) -> list[Row]:
+    """What concerns memory at rest."""
     images, whole = setting.images, setting.whole
     rows = digest_rows(run_program(setting, "digest_bench", images), whole)
     rows += patch_rows(run_program(setting, "patch_bench", images), whole)
@@ -209,6 +222,16 @@ def measure(setting: Setting) -> list[Row]:
     say("zstd -3 --long=27 over the distinct pages")
     rows += size_rows(yardstick.measure(images), report, without, whole)
     return rows + process_rows(setting, process)
+
+
+def measure(setting: Setting, parts: Sequence[str]) -> list[Row]:
+    """Everything one after the other: two timings at once would spoil each other."""
+    rows = measure_images(setting) if "images" in parts else []
+    if "live" in parts:
+        rows += measure_live(setting)
+    if "long" in parts:
+        rows += simulations.measure(setting.command, say)
+    return rows
 
 
 def heading(setting: Setting) -> str:
@@ -231,6 +254,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="runs of each C benchmark; the median counts (3)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a target that is judged is not met")
+    parser.add_argument("--long", action="store_true", help="simulations of minutes each, too: a quarter of an hour")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be given several times")
     return parser.parse_args(arguments)
 
 
@@ -242,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
     setting = Setting(tuple(options.images), options.programs, options.command, max(1, options.runs))
     try:
-        rows = measure(setting)
+        rows = measure(setting, options.only or [part for part in PARTS if part != "long" or options.long])
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -5,9 +5,9 @@
  * How much CPU does it take to find every page that could be shared? The images' pages are in memory; one
  * thread digests them all and looks each up in the sharing table unless it is zero, batch by batch as the
  * engine does, and knows then which pages are zero and which have a copy. Measured is the
- * thread's CPU time, each repeat with an empty table; and, in turn with it, that of a loop that only reads the
- * same memory. "mergeable" counts as KSM does: zero pages, and every page that another equals. One line of
- * JSON. Exit 1 on bad use.
+ * thread's CPU time, each repeat with an empty table; and, in turn with it, that of a loop that only reads
+ * the same memory. "mergeable" counts as KSM does: zero pages, and every page that another equals. One line
+ * of JSON. Exit 1 on bad use.
  */
 #include "guest_pages.h"
 

@@ -3,24 +3,21 @@
  * table2_bench [-d SWAP_DIRECTORY] IMAGE...
  *
  * The operations of the paper's Table 2 on real pages, each the median of many, in microseconds:
- *  - share: the pager's own part. The time that the embedded machine takes for the hypercalls is measured call
- *    by call and subtracted; so is a memcmp of the two pages, which is the verification, measured on as many
- *    other pairs in turn with it;
+ *  - share: the pager's own part. The time that the embedded machine takes for the hypercalls is measured
+ * call by call and subtracted; so is a memcmp of the two pages, which is the verification, measured on as
+ * many other pairs in turn with it;
  *  - cow_break: a guest's write to a shared page, which is the machine's work alone;
  *  - compress, decompress: one page by LZ4; peers are LZ4's own functions, on the same page in turn;
  *  - patch, unpatch: fast patches, on the pairs that the shift-tolerant detector finds, indexing included;
  *  - swap: out in batches of 64 and in one by one, encrypted, to a tmpfs (/dev/shm: no disk) and to a disk.
  * One line of JSON. Exit 1 on bad use, or if any page does not come out as it went in.
  */
-#include "guest_pages.h"
+#include "corpus.h"
 
 #include <diffengine/compress.h>
-#include <diffengine/digest.h>
 #include <diffengine/machine.h>
 #include <diffengine/pager.h>
 #include <diffengine/patch.h>
-#include <diffengine/sharing.h>
-#include <diffengine/similarity.h>
 #include <diffengine/store.h>
 #include <diffengine/swap.h>
 
@@ -30,79 +27,8 @@ enum {
     MOST_PAGES = 24576, /* 96 MiB: more than caches hold */
     SHARE_BATCH = 32,
     SWAP_PAGES = 4096,
-    INDEX_BYTES_PER_PAGE = 32,
     SEED = 0x5eed,
 };
-
-/* Pages of different content, none zero, in random order. */
-struct corpus {
-    const uint8_t **pages;
-    uint32_t *references;
-    size_t count;
-};
-
-static void shuffle(const uint8_t **pages, size_t count)
-{
-    uint64_t state = SEED;
-    for (size_t i = count; i > 1; i--) {
-        size_t other = (size_t)(next_random(&state) % i);
-        const uint8_t *page = pages[i - 1];
-        pages[i - 1] = pages[other];
-        pages[other] = page;
-    }
-}
-
-static struct corpus collect(char *const *paths, int images)
-{
-    struct guest_pages guest = load_images(paths, images);
-    struct corpus corpus = {.pages = allocate(guest.count, sizeof *corpus.pages)};
-    uint64_t *digests = allocate(guest.count, sizeof *digests);
-    uint8_t *kinds = allocate(guest.count, 1);
-    uint32_t *leaders = allocate(guest.count, sizeof *leaders);
-    struct de_digester *digester;
-    struct de_sharing_table *table;
-    require(de_digester_create(SEED, 0, 1, &digester), "cannot make a digester:");
-    require(de_sharing_create(guest.count * 10 + DE_SHARING_MIN_BYTES, &table), "cannot make a table:");
-    de_digest_batch(digester, guest.pages, guest.count, digests, kinds, NULL);
-    for (size_t i = 0; i < guest.count; i++)
-        kinds[i] = kinds[i] == DE_PAGE_PLAIN;
-    require(de_sharing_pass(table, digests, kinds, 0, (uint32_t)guest.count, 0, 1, leaders),
-            "cannot find copies:");
-    for (size_t i = 0; i < guest.count; i++)
-        if (kinds[i] && leaders[i] == i)
-            corpus.pages[corpus.count++] = guest.pages[i];
-    shuffle(corpus.pages, corpus.count);
-    corpus.count = corpus.count < MOST_PAGES ? corpus.count : MOST_PAGES;
-    de_sharing_free(table);
-    de_digester_free(digester);
-    free(digests);
-    free(kinds);
-    free(leaders);
-    free(guest.pages);
-    if (corpus.count < 2 * SHARE_BATCH)
-        die("too few different pages in", "the images");
-    return corpus;
-}
-
-static void find_references(struct corpus *corpus)
-{
-    size_t count = corpus->count;
-    uint32_t *features = allocate(count * DE_SHIFT_MAX_FEATURES, sizeof *features);
-    uint32_t *numbers = allocate(count, sizeof *numbers);
-    uint8_t *feature_counts = allocate(count, 1), *depths = allocate(count, 1);
-    struct de_shift_index *index;
-    corpus->references = allocate(count, sizeof *corpus->references);
-    for (size_t i = 0; i < count; i++)
-        numbers[i] = (uint32_t)i;
-    require(de_shift_index_create(count * INDEX_BYTES_PER_PAGE + 4096, 1, &index), "cannot make the index:");
-    de_shift_features(SEED, corpus->pages, count, features, feature_counts);
-    de_shift_index_pass(index, features, feature_counts, numbers, count, depths, corpus->references);
-    de_shift_index_free(index);
-    free(features);
-    free(numbers);
-    free(feature_counts);
-    free(depths);
-}
 
 /* Hypercalls with a clock around each. An operations table has no room for more context than the machine. */
 static const struct de_hypervisor_operations *machine_operations;
@@ -288,7 +214,8 @@ static uint64_t time_compress(bool ours, const uint8_t *page, uint8_t *out, size
     if (ours)
         *bytes = de_compress_page(lz4, page, out, DE_PAGE_SIZE - 1);
     else
-        *bytes = (size_t)LZ4_compress_default((const char *)page, (char *)out, DE_PAGE_SIZE, DE_PAGE_SIZE - 1);
+        *bytes =
+            (size_t)LZ4_compress_default((const char *)page, (char *)out, DE_PAGE_SIZE, DE_PAGE_SIZE - 1);
     return now_ns() - begin_ns;
 }
 
@@ -297,7 +224,8 @@ static uint64_t time_decompress(bool ours, const uint8_t *payload, size_t bytes,
     uint64_t begin_ns = now_ns();
     if (ours)
         require(de_decompress_page(lz4, payload, bytes, out), "a page does not decompress:");
-    else if (LZ4_decompress_safe((const char *)payload, (char *)out, (int)bytes, DE_PAGE_SIZE) != DE_PAGE_SIZE)
+    else if (LZ4_decompress_safe((const char *)payload, (char *)out, (int)bytes, DE_PAGE_SIZE) !=
+             DE_PAGE_SIZE)
         die("a page does not decompress", "with LZ4");
     return now_ns() - begin_ns;
 }
@@ -444,8 +372,9 @@ int main(int argc, char **argv)
         directory = option == 'd' ? optarg : NULL;
     if (optind >= argc || directory == NULL)
         die("usage:", "table2_bench [-d SWAP_DIRECTORY] IMAGE...");
-    struct corpus corpus = collect(argv + optind, argc - optind);
-    find_references(&corpus);
+    struct corpus corpus = collect(argv + optind, argc - optind, MOST_PAGES);
+    if (corpus.count < 2 * SHARE_BATCH)
+        die("too few different pages in", "the images");
     printf("{\"benchmark\": \"table2\", \"pages\": %zu", corpus.count);
     bench_sharing(&corpus);
     bench_compression(&corpus);

@@ -45,6 +45,19 @@ class Row:
         return Verdict.MET if reached else Verdict.MISSED
 
 
+def values(runs: Sequence[dict[str, Any]], *path: str) -> tuple[float, ...]:
+    """One figure of each run; none if the runs lack it."""
+    found = []
+    for run in runs:
+        node: Any = run
+        for key in path:
+            if key not in node:
+                return ()
+            node = node[key]
+        found.append(float(node))
+    return tuple(found)
+
+
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{**asdict(row), "measured": row.measured, "verdict": row.verdict} for row in rows]
 

@@ -4,11 +4,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import footprint, targets, yardstick
+from bench import footprint, ksm_peer, live, simulations, targets, yardstick
 from bench.targets import Row, Verdict
 
 MIB = 1 << 20
@@ -76,3 +77,71 @@ def test_footprint_reports_failure(tmp_path: Path) -> None:
 def test_footprint_knows_a_tmpfs(tmp_path: Path) -> None:
     for path, kind in ((Path("/dev/shm"), True), (Path("/proc/self/status"), False)):
         assert footprint.on_tmpfs(path) is kind
+
+
+def report_with(savings: list[float], phases: list[int]) -> dict[str, Any]:
+    return {"series": [{"saving": s, "phases": [p]} for s, p in zip(savings, phases, strict=True)]}
+
+
+SAVINGS = [-0.02, 0.5, 0.9, 0.8, 0.81, 0.7, -0.005, 0.3, 0.6]
+PHASES = [0, 0, 0, 0, 0, 1, 1, 1, 2]
+
+
+def test_plateau_is_what_is_held() -> None:
+    report = report_with(SAVINGS, PHASES)
+    assert simulations.plateau_percent(report) == pytest.approx(80)
+    assert simulations.cost_percent(report) == pytest.approx(2)
+    assert simulations.left_while_reading_percent(report) == pytest.approx(-0.5)
+    assert simulations.cost_percent(report_with([0.1, 0.2], [0, 1])) == 0
+
+
+def test_only_what_can_be_saved_must_be() -> None:
+    report = report_with(SAVINGS, PHASES)
+    verdicts = {
+        (figure, technique): [row.verdict for row in simulations.figure_rows(figure, technique, report)]
+        for figure in simulations.CONTENTS
+        for technique in simulations.TECHNIQUES
+    }
+    met, missed = Verdict.MET, Verdict.MISSED
+    assert verdicts["figure5", "sharing"] == [met]
+    assert verdicts["figure5", "patching"] == [missed, met]
+    assert verdicts["figure7", "patching"] == [met, met]
+    costs = {key: found for key, found in verdicts.items() if key not in simulations.TO_REACH}
+    assert len(costs) == 5
+    assert all(found == [missed] for found in costs.values())
+
+
+PEER = {"own_cpu_s": 0.8, "merged": 100}
+
+
+def test_scan_is_judged_by_pairs() -> None:
+    scan = {"cpu_s": 0.08, "read_cpu_s": 0.07, "mergeable": 100}
+    speed, found = live.scan_rows([scan, {**scan, "cpu_s": 0.06}], [PEER, {**PEER, "own_cpu_s": 0.4}], whole=True)
+    assert speed.values == pytest.approx((0.1, 0.15))
+    assert found.verdict is Verdict.MET
+    missed = live.scan_rows([{**scan, "mergeable": 99}], [PEER], whole=True)[1]
+    assert missed.verdict is Verdict.MISSED
+
+
+def test_scan_without_a_peer_says_why() -> None:
+    (row,) = live.scan_rows([{}], [{"unavailable": "only root may run ksmd"}], whole=True)
+    assert row.verdict is Verdict.NOT_MEASURED
+    assert "only root" in row.note
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in {"run": "1", "advisor_mode": "none [scan-time]", "pages_to_scan": "7"}.items():
+        (tmp_path / name).write_text(value + "\n")
+    monkeypatch.setattr(ksm_peer, "KSM", tmp_path)
+    return tmp_path
+
+
+def test_ksm_is_left_as_it_was(kernel: Path) -> None:
+    with pytest.raises(RuntimeError), ksm_peer.settings(ksm_peer.FULL_SPEED):
+        assert ksm_peer.read("pages_to_scan") == ksm_peer.FULL_SPEED["pages_to_scan"]
+        assert ksm_peer.read("advisor_mode") == "none"
+        ksm_peer.write("run", ksm_peer.RUN)
+        raise RuntimeError
+    assert [ksm_peer.read(name) for name in ("run", "advisor_mode", "pages_to_scan")] == ["1", "scan-time", "7"]
+    assert not (kernel / "smart_scan").exists()
