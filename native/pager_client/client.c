@@ -52,7 +52,7 @@ static int map_file(int directory, const char *name, size_t bytes, int protectio
 }
 
 /* A pager has the state directory's lock as long as it lives (its process id may live on as a zombie's). */
-static bool alive(const struct de_queue_client *client)
+bool de_queue_alive(const struct de_queue_client *client)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     return __atomic_load_n(&client->queue->session, __ATOMIC_SEQ_CST) == client->session &&
@@ -128,8 +128,8 @@ static bool wait_for(const struct de_queue_client *client, uint32_t one, uint32_
     for (;;) {
         uint32_t state = __atomic_load_n(&client->queue->state, __ATOMIC_SEQ_CST);
         if (state == one || state == other)
-            return alive(client);
-        if (!alive(client))
+            return de_queue_alive(client);
+        if (!de_queue_alive(client))
             return false;
         syscall(SYS_futex, &client->queue->state, FUTEX_WAIT, state, &timeout, NULL, 0);
     }
@@ -149,6 +149,24 @@ int de_queue_call(struct de_queue_client *client, uint32_t command, uint32_t cou
     if (!wait_for(client, DE_QUEUE_DONE, DE_QUEUE_IDLE))
         return DE_NOT_FOUND;
     return queue->status;
+}
+
+size_t de_queue_gather(struct de_queue_client *client, const uint8_t *const *payloads, const uint16_t *sizes,
+                       size_t count)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (i == DE_QUEUE_BATCH || sizes[i] > DE_QUEUE_PAYLOAD_BYTES - bytes)
+            return i;
+        memcpy(client->queue->payloads + bytes, payloads[i], sizes[i]);
+        bytes += sizes[i];
+    }
+    return count;
+}
+
+void de_queue_pages(struct de_queue_client *client, uint8_t *pages, size_t count)
+{
+    memcpy(pages, client->queue->payloads, (count < DE_QUEUE_PAGES ? count : DE_QUEUE_PAGES) * DE_PAGE_SIZE);
 }
 
 int de_queue_statistics(struct de_queue_client *client, struct de_pager_page *page)

@@ -106,6 +106,13 @@ struct de_queue *de_queue_area(struct de_queue_client *client);
  * one is there by now, for which to connect anew.
  */
 int de_queue_call(struct de_queue_client *client, uint32_t command, uint32_t count);
+/** Whether the pager that this client connected to still lives. */
+bool de_queue_alive(const struct de_queue_client *client);
+/** Put payloads into the area one behind the other, as PUT takes them. @return how many found room. */
+size_t de_queue_gather(struct de_queue_client *client, const uint8_t *const *payloads, const uint16_t *sizes,
+                       size_t count);
+/** The area's first @p count pages, as REBUILD gives them, to an array of pages. */
+void de_queue_pages(struct de_queue_client *client, uint8_t *pages, size_t count);
 /** A consistent copy of the statistics. DE_OK or DE_BUSY (the pager died in the middle of writing them). */
 int de_queue_statistics(struct de_queue_client *client, struct de_pager_page *page);
 /** de_pager_states(), from the page table's file: the pager does not notice. */
