@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class Proposal(IntEnum):
     FAILED = lib.DE_PROPOSAL_FAILED
 
 
-def _check_errno(result: int, doing: str) -> int:
+def check_errno(result: int, doing: str) -> int:
     if result < 0:
         raise MachineError(f"{doing}: {os.strerror(-result)}")
     return result
@@ -97,33 +97,47 @@ class Mapping:
     errors: NDArray[np.int32]
 
 
+def machine_capabilities() -> Capabilities:
+    return Capabilities(
+        sharing=True, paging=True, swap=False, claims=True, log_dirty=False, most_sharers=lib.DE_SHARE_MAX_GFNS
+    )
+
+
+class PagedMachine(Protocol):
+    """A machine, here or in a process of its own, whose domains a pager can serve."""
+
+    def hypervisor(self) -> Any: ...
+
+
 class Machine:
     """Frames in a memfd, domains, p2m; protocol.Host. Free it after its pager and its guests."""
 
     def __init__(self, frames: int) -> None:
         result = ffi.new("struct de_machine **")
-        _check_errno(lib.de_machine_create(frames, result), f"making a machine of {frames} frames")
+        check_errno(lib.de_machine_create(frames, result), f"making a machine of {frames} frames")
         self.handle = ffi.gc(result[0], lib.de_machine_free)
         self._domains: list[DomainInfo] = []
+
+    def hypervisor(self) -> Any:
+        """struct de_hypervisor of this machine."""
+        return lib.de_machine_hypervisor(self.handle)
 
     def create_domain(self, pages: Addresses) -> int:
         """A domain whose gfns 0 .. n - 1 hold copies of n pages. Its domid."""
         domid = ffi.new("uint16_t *")
-        _check_errno(lib.de_machine_domain_create(self.handle, len(pages), domid), "creating a domain")
+        check_errno(lib.de_machine_domain_create(self.handle, len(pages), domid), "creating a domain")
         populated = lib.de_machine_populate(self.handle, domid[0], ffi.NULL, as_addresses(pages), len(pages), ffi.NULL)
-        if _check_errno(populated, "populating a domain") != len(pages):
+        if check_errno(populated, "populating a domain") != len(pages):
             raise MachineError(f"the machine has no frames left for {len(pages) - populated} pages; make it larger")
         self._domains.append(DomainInfo(int(domid[0]), len(pages)))
         return int(domid[0])
 
     def destroy_domain(self, domid: int) -> None:
-        _check_errno(lib.de_machine_domain_destroy(self.handle, domid), f"destroying domain {domid}")
+        check_errno(lib.de_machine_domain_destroy(self.handle, domid), f"destroying domain {domid}")
         self._domains = [domain for domain in self._domains if domain.domid != domid]
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            sharing=True, paging=True, swap=False, claims=True, log_dirty=False, most_sharers=lib.DE_SHARE_MAX_GFNS
-        )
+        return machine_capabilities()
 
     def domains(self) -> tuple[DomainInfo, ...]:
         return tuple(self._domains)
@@ -148,7 +162,7 @@ class Machine:
         if mapped == -errno.ESRCH:
             mapping.errors[:] = mapped
         else:
-            _check_errno(mapped, f"mapping pages of domain {domid}")
+            check_errno(mapped, f"mapping pages of domain {domid}")
         try:
             yield mapping
         finally:
@@ -190,12 +204,12 @@ def _threads() -> set[str]:
 class Pager:
     """The pager's core on a machine and a store; serves faults on threads of its own until `close`. protocol.Pager."""
 
-    def __init__(self, machine: Machine, store: Store) -> None:
+    def __init__(self, machine: PagedMachine, store: Store) -> None:
         self._machine = machine
         self._store = store
         self._rebuilder: Rebuilder | None = None
         before = _threads()
-        hypervisor = ffi.new("struct de_hypervisor *", lib.de_machine_hypervisor(machine.handle))
+        hypervisor = ffi.new("struct de_hypervisor *", machine.hypervisor())
         result = ffi.new("struct de_pager **")
         check(lib.de_pager_create(store.handle, hypervisor, result), "making the pager")
         self._pager = ffi.gc(result[0], lib.de_pager_free)
@@ -408,7 +422,7 @@ class Guest:
         )
         result = ffi.new("struct de_guest **")
         started = lib.de_guest_start(machine.handle, domid, options, result)
-        _check_errno(started, f"starting a guest program in domain {domid}")
+        check_errno(started, f"starting a guest program in domain {domid}")
         self._guest = result[0]
 
     def progress(self) -> int:
@@ -422,7 +436,7 @@ class Guest:
         """Waits for its end. Raises MachineError if an access failed."""
         result = ffi.new("struct de_guest_result *")
         lib.de_guest_join(self._guest, result, writable("uint64_t[]", self._samples))
-        _check_errno(result.status, "a guest's access to its memory")
+        check_errno(result.status, "a guest's access to its memory")
         names = ("reads", "writes", "wrong_bytes", "faults", "cow_breaks", "stall_ns", "run_ns")
         counters = {name: int(getattr(result, name)) for name in names}
         return GuestResult(**counters, fault_ns=self._samples[: result.samples])
@@ -492,51 +506,55 @@ class ProgramResult:
     run_ns: int
 
 
+def c_program_options(options: ProgramOptions) -> tuple[Any, Any]:
+    """struct de_program_options, and what must be kept as long as it is used."""
+    hot, trace = options.hot, ffi.from_buffer("uint8_t[]", options.trace)
+    c_options = ffi.new(
+        "struct de_program_options *",
+        {
+            "kind": int(options.kind),
+            "seed": options.seed,
+            "operations_per_s": options.operations_per_s,
+            "first_gfn": 0,
+            "gfns": len(options.content),
+            "content": as_addresses(options.content),
+            "sample_capacity": options.sample_capacity,
+            "hot": ffi.NULL if hot is None else readable("uint32_t[]", hot),
+            "hot_count": 0 if hot is None else len(hot),
+            "zipf": options.zipf,
+            "excursion_fraction": options.excursion_fraction,
+            "write_fraction": options.write_fraction,
+            "generated": int(options.generated),
+            "similar_percent": options.similar_percent,
+            "free_as": int(options.free_as),
+            "phase_ns": round(options.phase_s * 1e9),
+            "bits": trace,
+            "bits_per_map": options.bits_per_map,
+            "maps": len(options.trace) * 8 // options.bits_per_map if options.bits_per_map else 0,
+            "interval_ns": round(options.interval_s * 1e9),
+        },
+    )
+    return c_options, (options, trace, c_options)
+
+
 class Program:
     """A guest program (program.h) running on a thread and a vCPU of its own."""
 
     def __init__(self, machine: Machine, domid: int, options: ProgramOptions) -> None:
         """Starts it. What `content` points at must stay mapped until `join`."""
-        self._options = options
         self._samples = np.zeros(options.sample_capacity, dtype=np.uint64)
-        hot, trace = options.hot, ffi.from_buffer("uint8_t[]", options.trace)
-        c_options = ffi.new(
-            "struct de_program_options *",
-            {
-                "kind": int(options.kind),
-                "seed": options.seed,
-                "operations_per_s": options.operations_per_s,
-                "first_gfn": 0,
-                "gfns": len(options.content),
-                "content": as_addresses(options.content),
-                "sample_capacity": options.sample_capacity,
-                "hot": ffi.NULL if hot is None else readable("uint32_t[]", hot),
-                "hot_count": 0 if hot is None else len(hot),
-                "zipf": options.zipf,
-                "excursion_fraction": options.excursion_fraction,
-                "write_fraction": options.write_fraction,
-                "generated": int(options.generated),
-                "similar_percent": options.similar_percent,
-                "free_as": int(options.free_as),
-                "phase_ns": round(options.phase_s * 1e9),
-                "bits": trace,
-                "bits_per_map": options.bits_per_map,
-                "maps": len(options.trace) * 8 // options.bits_per_map if options.bits_per_map else 0,
-                "interval_ns": round(options.interval_s * 1e9),
-            },
-        )
         # The program keeps reading the bitmaps where they are.
-        self._kept = (trace, c_options)
+        c_options, self._kept = c_program_options(options)
         result = ffi.new("struct de_program **")
         started = lib.de_program_start(machine.handle, domid, c_options, result)
-        _check_errno(started, f"starting a guest program in domain {domid}")
+        check_errno(started, f"starting a guest program in domain {domid}")
         self._program = result[0]
 
     def read(self) -> ProgramResult:
         """Counters up to now; not after `join`."""
         result = ffi.new("struct de_program_result *")
         lib.de_program_read(self._program, result)
-        return _program_result(result)
+        return program_result(result)
 
     def stop(self) -> None:
         lib.de_program_stop(self._program)
@@ -545,8 +563,8 @@ class Program:
         """Waits for its end: its counters, and its latest fault latencies in nanoseconds."""
         result = ffi.new("struct de_program_result *")
         lib.de_program_join(self._program, result, writable("uint64_t[]", self._samples))
-        return _program_result(result), self._samples[: result.samples]
+        return program_result(result), self._samples[: result.samples]
 
 
-def _program_result(result: Any) -> ProgramResult:
+def program_result(result: Any) -> ProgramResult:
     return ProgramResult(**{name: int(getattr(result, name)) for name in ProgramResult.__dataclass_fields__})
