@@ -93,7 +93,7 @@ void actors_create(struct world *world)
             actor->vcpu = (uint8_t)vcpu;
         }
     }
-    world->daemon = actor_create(world, number++, DE_SIMULATE_WATCH, DE_SIMULATE_RESTORE);
+    world->daemon = actor_create(world, number++, DE_SIMULATE_WATCH, DE_SIMULATE_SWAP_OUT);
     world->host = actor_create(world, number++, DE_SIMULATE_HOLD, DE_SIMULATE_DEVICE_WRITE);
     world->operator= actor_create(world, number++, DE_SIMULATE_HOG, DE_SIMULATE_CRASH);
     world->disturbance.state = simulation_mix(world->options.seed ^ simulation_mix(number));

@@ -44,8 +44,9 @@ bool audit_drop_pending(struct world *world, struct place *place, uint32_t gfn)
     if (!domain)
         return false;
     const struct ring *ring = &domain->ring;
-    for (uint64_t i = ring->answered; i < ring->put; i++) {
-        const struct de_vm_event *event = &ring->slots[i % DE_RING_SLOTS];
+    /* Answers are only counted, so any slot may be one that waits for its own. */
+    for (uint64_t i = 0; ring->answered != ring->put && i < DE_RING_SLOTS; i++) {
+        const struct de_vm_event *event = &ring->slots[i];
         if (event->gfn == gfn && (event->paging_flags & DE_PAGING_DROP_PAGE))
             return true;
     }

@@ -56,6 +56,15 @@ void audit_count_entries(struct world *world, struct place *place, uint32_t *nam
     }
 }
 
+uint64_t audit_between(struct world *world)
+{
+    uint64_t between = 0;
+    for (int state = DE_PAGE_EVICTING; state <= DE_PAGE_LOADING; state++)
+        if (state != DE_PAGE_EVICTED)
+            between += atomic_load(&world->pager->states[state]);
+    return between;
+}
+
 static bool settled(struct world *world)
 {
     return audit_machine_settled(world) &&

@@ -13,7 +13,6 @@
 /** It rests after about so many steps, up to so long. */
 #define BUSY_STEPS 4u
 #define REST_NS 20000u
-#define MIB ((uint64_t)1 << 20)
 
 struct batch {
     size_t count;
@@ -222,17 +221,25 @@ static void unshare(struct world *world, struct place *place, const struct de_si
     count_results(world, &batch);
 }
 
+static void swap_out(struct world *world, struct place *place, const struct de_simulation_step *step)
+{
+    struct batch batch = {.count = 1};
+    uint32_t gfn = step->gfn % world->options.gfns;
+    if (de_pager_states(world->pager, place->id, gfn, 1, NULL, batch.objects, NULL) != DE_OK)
+        return;
+    de_pager_swap_out(world->pager, batch.objects, 1, batch.results);
+    count_results(world, &batch);
+}
+
 static void propose(struct world *world, const struct de_simulation_step *step)
 {
     struct place *place = &world->places[step->domain % world->options.domains];
     switch (step->action) {
     case DE_SIMULATE_WATCH:
-        if (!place->device)
-            watch(world, place, step);
+        watch(world, place, step);
         break;
     case DE_SIMULATE_EVICT:
-        if (!place->device)
-            evict(world, place, step);
+        evict(world, place, step);
         break;
     case DE_SIMULATE_EVICT_WRONG:
         evict_wrong(world, place, step);
@@ -249,6 +256,9 @@ static void propose(struct world *world, const struct de_simulation_step *step)
     case DE_SIMULATE_RESTORE:
         de_pager_restore(world->pager, place->id);
         break;
+    case DE_SIMULATE_SWAP_OUT:
+        swap_out(world, place, step);
+        break;
     default:
         break;
     }
@@ -264,11 +274,22 @@ static void serve_request(struct world *world, struct place *place)
         status = de_pager_remove_domain(world->pager, place->id);
     if (status == DE_BUSY || status == DE_NO_MEMORY)
         return;
-    if (status == DE_CORRUPT && !world->result.corruptions)
+    if (status == DE_CORRUPT && !world->result.corruptions && !world->result.disk_errors)
         WORLD_FAIL(world, "restoring domain %u found a corrupt object", place->id);
     if (place->request == REQUEST_REMOVE)
         place->known = false;
     place->request = REQUEST_NONE;
+}
+
+/* A successor knows those already that were added before its predecessor died. */
+static void add(struct world *world, struct place *place)
+{
+    int status = de_pager_add_domain(world->pager, place->id, world->options.gfns);
+    if (status != DE_OK && status != DE_BUSY)
+        return;
+    if (place->device && de_pager_set_device_model(world->pager, place->id) != DE_OK)
+        return;
+    place->known = true;
 }
 
 static void tend(struct world *world)
@@ -277,9 +298,8 @@ static void tend(struct world *world)
         struct place *place = &world->places[i];
         if (place->request != REQUEST_NONE)
             serve_request(world, place);
-        else if (place->id && !place->known && !place->leaving &&
-                 de_pager_add_domain(world->pager, place->id, world->options.gfns) == DE_OK)
-            place->known = true;
+        else if (place->id && !place->known && !place->leaving)
+            add(world, place);
     }
 }
 
@@ -302,21 +322,25 @@ static void relieve(struct world *world)
     propose(world, &step);
 }
 
-static bool start(struct world *world)
+/* The first one makes everything, the others take over; what an allocation that failed prevents is tried
+ * again. */
+static void start(struct world *world)
 {
     struct de_hypervisor hypervisor = {.operations = &world->pager_operations, .context = world};
-    int status = de_store_create(NULL, world->options.store_mib * MIB, &world->store);
-    if (status == DE_OK)
-        status = de_pager_create(world->store, &hypervisor, &world->pager);
-    if (status == DE_OK)
-        status = de_pager_start(world->pager);
+    char error[DE_SIMULATION_TEXT_BYTES] = "";
+    int status;
+    do
+        status = de_pager_open(files_state(world), &hypervisor, &world->pager, error, sizeof error);
+    while (status == DE_NO_MEMORY);
     if (status != DE_OK)
-        WORLD_FAIL(world, "the pager does not start: %s", "no memory");
-    world->pager_ready = status == DE_OK;
-    return world->pager_ready;
+        WORLD_FAIL(world, "the pager does not start: %.200s", error);
+    world->store = de_pager_store(world->pager);
+    if (de_pager_start(world->pager) != DE_OK)
+        WORLD_FAIL(world, "the pager's threads do not start");
+    world->pager_ready = true;
 }
 
-static void add_statistics(struct world *world)
+void daemon_add_statistics(struct world *world)
 {
     struct de_pager_statistics statistics;
     de_pager_read_statistics(world->pager, &statistics);
@@ -328,6 +352,8 @@ static void add_statistics(struct world *world)
     world->result.duplicates += statistics.duplicates;
     world->result.load_no_memory += statistics.load_no_memory;
     world->result.bad_events += statistics.bad_events;
+    world->result.swap_outs += statistics.swap_outs;
+    world->result.swap_ins += statistics.swap_ins;
 }
 
 static void stop(struct world *world)
@@ -336,16 +362,17 @@ static void stop(struct world *world)
         if (world->cache[i].id != DE_NONE)
             de_store_release(world->store, world->cache[i].id);
     cache_forget(world);
-    add_statistics(world);
+    daemon_add_statistics(world);
     de_pager_stop(world->pager);
     world->pager_ready = false;
-    de_pager_free(world->pager);
-    world->pager = NULL;
+    while (de_pager_retire(world->pager, 1))
+        ;
     struct de_store_statistics statistics;
     de_store_statistics(world->store, &statistics);
     if (statistics.objects || statistics.payload_bytes || statistics.limbo_bytes)
         WORLD_FAIL(world, "no domain is left, but %llu objects are", (unsigned long long)statistics.objects);
-    de_store_close(world->store);
+    de_pager_free(world->pager);
+    world->pager = NULL;
     world->store = NULL;
 }
 
@@ -353,8 +380,7 @@ void *daemon_run(void *argument)
 {
     struct world *world = argument;
     struct de_simulation_step step;
-    if (!start(world))
-        return NULL;
+    start(world);
     while (!world->daemon_stop) {
         tend(world);
         if (pressed(world))

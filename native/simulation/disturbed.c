@@ -156,8 +156,12 @@ static void scribble(struct world *world, struct de_vm_event *event)
 
 static void count_drop(struct place *place, const struct de_vm_event *event, int change)
 {
-    if ((event->paging_flags & DE_PAGING_DROP_PAGE) && event->gfn < place->world->options.gfns)
-        place->pages[event->gfn].drops = (uint8_t)(place->pages[event->gfn].drops + change);
+    if (!(event->paging_flags & DE_PAGING_DROP_PAGE) || event->gfn >= place->world->options.gfns)
+        return;
+    /* 0 already: taken by a pager that died. */
+    uint8_t *drops = &place->pages[event->gfn].drops;
+    if (change > 0 || *drops)
+        *drops = (uint8_t)(*drops + change);
 }
 
 static int ring_take(void *context, uint16_t domain, struct de_vm_event *event)
@@ -203,7 +207,7 @@ static int pause_domain(void *context, uint16_t domain)
     struct place *place = place_of(world, domain);
     int error;
     if (place && !place->leaving) {
-        if (!world->result.corruptions)
+        if (!world->result.corruptions && !world->result.disk_errors)
             WORLD_FAIL(world, "the pager halted domain %u, and no object was corrupted", domain);
         place->halted = true;
     }

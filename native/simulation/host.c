@@ -2,10 +2,11 @@
 /* Other processes of the host: they map guests' pages, read-only for a while, or read-write as a device. */
 #include "world.h"
 
-#include <errno.h>
+#include <diffengine/status.h>
 #include <string.h>
 
 #define HOLD_NS 200000u
+#define PATH_BYTES 128u
 
 static void hold(struct world *world, struct place *place, uint32_t gfn, uint32_t argument)
 {
@@ -28,6 +29,23 @@ static void hold(struct world *world, struct place *place, uint32_t gfn, uint32_
     page->readers--;
 }
 
+/* A device model takes a hold before it maps; without the pager's table it can't, and the domain is not
+ * evicted. */
+static bool take_hold(struct world *world, struct place *place, uint32_t gfn)
+{
+    char path[PATH_BYTES];
+    files_holds_path(world, place->id, path, sizeof path);
+    if (!place->holds && de_holds_attach(path, &place->holds) != DE_OK)
+        place->holds = NULL;
+    return place->holds && de_holds_take(place->holds, gfn) == DE_OK;
+}
+
+void host_detach(struct place *place)
+{
+    de_holds_close(place->holds);
+    place->holds = NULL;
+}
+
 static void device_write(struct world *world, struct place *place, uint32_t gfn, uint32_t argument)
 {
     struct page_model *page = page_write_begin(place, gfn);
@@ -35,6 +53,7 @@ static void device_write(struct world *world, struct place *place, uint32_t gfn,
         return;
     uint8_t *mapped = NULL;
     int32_t error = 0;
+    bool held = take_hold(world, place, gfn);
     if (de_machine_map(world->machine, place->id, true, &gfn, 1, &mapped, &error) == 1) {
         uint8_t bytes[64];
         uint32_t offset;
@@ -48,6 +67,8 @@ static void device_write(struct world *world, struct place *place, uint32_t gfn,
         de_machine_unmap(world->machine, (const uint8_t *const *)&mapped, 1);
         world->result.device_writes++;
     }
+    if (held)
+        de_holds_drop(place->holds, gfn);
     page->exclusive = false;
 }
 

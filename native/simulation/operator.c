@@ -56,6 +56,7 @@ static void clear_out(struct place *place)
     note_departure(place);
     de_machine_domain_destroy(world->machine, place->id);
     WAIT_UNTIL(world, place->guests == 0 && place->users == 0);
+    host_detach(place);
     if (place->known) {
         place->request = REQUEST_REMOVE;
         WAIT_UNTIL(world, place->request == REQUEST_NONE);
@@ -111,6 +112,34 @@ static void hog(struct world *world, uint32_t argument)
     de_machine_domain_destroy(world->machine, id);
 }
 
+/*
+ * kill -9, wherever its threads are; what they asked of the hypervisor is still carried out, and what they
+ * had mapped is unmapped. Then the next one.
+ */
+static void crash(struct world *world)
+{
+    if (!world->pager_running)
+        return;
+    world->pager_ready = false;
+    if (world->pager) {
+        daemon_add_statistics(world);
+        world->result.pages_settled += audit_between(world);
+    }
+    scheduler_kill(world->scheduler, PROCESS_PAGER);
+    /* As the hypervisor does for a client that hangs up. */
+    world->hypervisor.operations->interrupt(world->hypervisor.context);
+    scheduler_bury(world->scheduler, PROCESS_PAGER);
+    size_t mappings = sizeof world->pager_maps / sizeof world->pager_maps[0];
+    de_machine_unmap(world->machine, world->pager_maps, mappings);
+    memset(world->pager_maps, 0, sizeof world->pager_maps);
+    world->pager = NULL;
+    world->store = NULL;
+    cache_forget(world);
+    world->result.pager_crashes++;
+    if (!scheduler_spawn(world->scheduler, PROCESS_PAGER, "daemon", daemon_run, world))
+        WORLD_FAIL(world, "no fiber for another pager");
+}
+
 static void act(struct world *world, const struct de_simulation_step *step)
 {
     struct place *place = &world->places[step->domain % world->options.domains];
@@ -128,6 +157,9 @@ static void act(struct world *world, const struct de_simulation_step *step)
         clear_out(place);
         if (guests_go_on(world))
             settle_in(place);
+        break;
+    case DE_SIMULATE_CRASH:
+        crash(world);
         break;
     default:
         break;
@@ -158,7 +190,7 @@ static bool somebody_runs(const struct world *world)
 static void run(struct world *world)
 {
     bool more = true;
-    while (somebody_runs(world) || (more && world->options.steps)) {
+    while (somebody_runs(world) || (world->options.steps ? more : guests_go_on(world))) {
         struct de_simulation_step step;
         more = actor_next(&world->operator, & step);
         if (more)
@@ -168,19 +200,10 @@ static void run(struct world *world)
     }
 }
 
-static void read_all(struct place *place)
-{
-    struct world *world = place->world;
-    place->users++;
-    guest_read_all(place);
-    place->users--;
-    (void)world;
-}
-
 static void *reader(void *argument)
 {
     struct place *place = argument;
-    read_all(place);
+    guest_read_all(place);
     place->guests--;
     return NULL;
 }
@@ -226,6 +249,8 @@ void *operator_run(void *argument)
     if (de_machine_create(world->options.frames, &world->machine))
         WORLD_FAIL(world, "no machine");
     disturbed_create(world);
+    world->scheduler->allocation_failures_per_million = world->options.allocation_failures;
+    world->pager_running = true;
     for (uint32_t i = 0; i < world->options.domains; i++)
         settle_in(&world->places[i]);
     if (!scheduler_spawn(world->scheduler, PROCESS_PAGER, "daemon", daemon_run, world) ||
@@ -242,6 +267,8 @@ void *operator_run(void *argument)
     world->daemon_stop = true;
     WAIT_UNTIL(world, !world->daemon_stop);
     finish_machine(world);
+    if (!files_remove(world))
+        WORLD_FAIL(world, "no domain is left, but files are");
     scheduler_finish(world->scheduler);
     return NULL;
 }

@@ -40,6 +40,7 @@ void simulation_cipher_free(EVP_CIPHER_CTX *context);
 struct allocation {
     _Alignas(64) struct allocation *previous;
     struct allocation *next;
+    void *base;
     size_t bytes;
 };
 
@@ -100,12 +101,14 @@ static void unlink_allocation(struct allocation *allocation)
 
 void *simulation_aligned_alloc(size_t alignment, size_t bytes)
 {
-    if (alignment > sizeof(struct allocation) || made_to_fail())
+    if (made_to_fail())
         return NULL;
-    size_t rounded = (sizeof(struct allocation) + bytes + 63) / 64 * 64;
-    struct allocation *allocation = aligned_alloc(_Alignof(struct allocation), rounded);
-    if (!allocation)
+    size_t lead = alignment > sizeof(struct allocation) ? alignment : sizeof(struct allocation);
+    uint8_t *base = aligned_alloc(lead, (lead + bytes + lead - 1) / lead * lead);
+    if (!base)
         return NULL;
+    struct allocation *allocation = (struct allocation *)(base + lead) - 1;
+    allocation->base = base;
     allocation->bytes = bytes;
     link_allocation(allocation);
     return allocation + 1;
@@ -131,7 +134,7 @@ void simulation_free(void *memory)
         return;
     struct allocation *allocation = (struct allocation *)memory - 1;
     unlink_allocation(allocation);
-    free(allocation);
+    free(allocation->base);
 }
 
 void *simulation_realloc(void *memory, size_t bytes)
@@ -266,7 +269,7 @@ void resources_free(struct scheduler *scheduler, enum process process)
     while (owner->list.next != &owner->list) {
         struct allocation *allocation = owner->list.next;
         unlink_allocation(allocation);
-        free(allocation);
+        free(allocation->base);
     }
     for (size_t i = 0; i < MAX_MAPPINGS; i++)
         if (owner->mappings[i].address)

@@ -286,6 +286,7 @@ void scheduler_quiet(struct scheduler *scheduler, bool quiet)
 
 void scheduler_kill(struct scheduler *scheduler, enum process process)
 {
+    /* Those in a hypercall get to its end. */
     for (size_t i = 0; i < MAX_FIBERS; i++) {
         struct fiber *fiber = &scheduler->fibers[i];
         if (fiber->state == FIBER_FREE || fiber->process != process)
@@ -295,6 +296,10 @@ void scheduler_kill(struct scheduler *scheduler, enum process process)
         else
             end(scheduler, fiber);
     }
+}
+
+void scheduler_bury(struct scheduler *scheduler, enum process process)
+{
     for (size_t i = 0; i < MAX_FIBERS; i++)
         while (scheduler->fibers[i].state != FIBER_FREE && scheduler->fibers[i].process == process)
             scheduler_wait(scheduler, &scheduler->fibers[i], FOREVER);

@@ -142,10 +142,12 @@ bool scheduler_alive(const struct scheduler *scheduler, uint64_t number);
 /** Points off and on again: nobody else runs between the two. */
 void scheduler_quiet(struct scheduler *scheduler, bool quiet);
 /**
- * Kill a process: its fibers end where they stand, those in a hypercall when it is over. Waits for them, then
- * frees what the process held. Not from one of its own fibers.
+ * Kill a process: its fibers end where they stand, those in a hypercall when it is over. Not from one of its
+ * own fibers.
  */
 void scheduler_kill(struct scheduler *scheduler, enum process process);
+/** Wait for the fibers of a killed process, then free what it held. */
+void scheduler_bury(struct scheduler *scheduler, enum process process);
 void scheduler_enter_hypercall(struct scheduler *scheduler);
 void scheduler_leave_hypercall(struct scheduler *scheduler);
 /** Something for the trace hash. */

@@ -40,6 +40,7 @@ static void draw_weights(struct random_stream *random, uint32_t *weights)
     weights[DE_SIMULATE_UNSHARE] = between(random, 0, 20);
     weights[DE_SIMULATE_COMPACT] = between(random, 0, 3);
     weights[DE_SIMULATE_RESTORE] = rate(random, 4);
+    weights[DE_SIMULATE_SWAP_OUT] = between(random, 0, 30);
     weights[DE_SIMULATE_HOLD] = 1;
     weights[DE_SIMULATE_DEVICE_WRITE] = between(random, 0, 4);
     weights[DE_SIMULATE_HOG] = rate(random, 40);
@@ -61,6 +62,8 @@ void de_simulation_draw(uint64_t seed, uint64_t operations, struct de_simulation
         .audit_interval = 500,
         .hostile_domains = random_below(&random, 4) ? 0 : 2,
         .device_domains = random_below(&random, 3) ? 0 : 1,
+        .swap_slots = random_below(&random, 2) ? between(&random, 1, 64) : 0,
+        .disk_errors = rate(&random, 50000),
         .load_no_memory = rate(&random, 100000),
         .refusals = rate(&random, 50000),
         .allocation_failures = rate(&random, 2000),
@@ -81,6 +84,7 @@ static void world_free(struct world *world)
     de_compress_free(world->lz4);
     de_compress_free(world->zstd);
     de_patch_encoder_free(world->patch);
+    files_remove(world);
     free(world);
 }
 
@@ -108,14 +112,16 @@ static int world_create(const struct de_simulation_options *options, struct worl
         };
         made = made && place->pages;
     }
-    if (made)
+    int status = made ? files_create(world) : DE_NO_MEMORY;
+    if (status == DE_OK) {
         world->scheduler = scheduler_create(options->seed, options->switch_gap);
-    if (world->scheduler) {
-        *result = world;
-        return DE_OK;
+        status = world->scheduler ? DE_OK : DE_NO_MEMORY;
     }
-    world_free(world);
-    return DE_NO_MEMORY;
+    if (status == DE_OK)
+        *result = world;
+    else
+        world_free(world);
+    return status;
 }
 
 int de_simulation_run(const struct de_simulation_options *options, struct de_simulation_result *result)

@@ -21,6 +21,7 @@ int simulation_thread_create(pthread_t *thread, const pthread_attr_t *attributes
 int simulation_thread_join(pthread_t thread, void **result);
 int simulation_sched_yield(void);
 int simulation_clock_gettime(clockid_t clock, struct timespec *now);
+int simulation_nanosleep(const struct timespec *duration, struct timespec *left);
 
 /* NULL: the real thing is meant. */
 static struct scheduler *simulated(void)
@@ -142,5 +143,14 @@ int simulation_clock_gettime(clockid_t clock, struct timespec *now)
         return clock_gettime(clock, now);
     now->tv_sec = (time_t)(scheduler->now_ns / NS_PER_S);
     now->tv_nsec = (long)(scheduler->now_ns % NS_PER_S);
+    return 0;
+}
+
+int simulation_nanosleep(const struct timespec *duration, struct timespec *left)
+{
+    struct scheduler *scheduler = simulated();
+    if (!scheduler)
+        return nanosleep(duration, left);
+    scheduler_sleep(scheduler, (uint64_t)duration->tv_sec * NS_PER_S + (uint64_t)duration->tv_nsec);
     return 0;
 }

@@ -38,6 +38,7 @@ int simulation_thread_create(pthread_t *thread, const pthread_attr_t *attributes
 int simulation_thread_join(pthread_t thread, void **result);
 int simulation_sched_yield(void);
 int simulation_clock_gettime(clockid_t clock, struct timespec *now);
+int simulation_nanosleep(const struct timespec *duration, struct timespec *left);
 
 void *simulation_malloc(size_t bytes);
 void *simulation_calloc(size_t count, size_t bytes);
@@ -62,6 +63,7 @@ int simulation_close(int fd);
 #define pthread_join(thread, result) simulation_thread_join(thread, result)
 #define sched_yield() simulation_sched_yield()
 #define clock_gettime(clock, now) simulation_clock_gettime(clock, now)
+#define nanosleep(duration, left) simulation_nanosleep(duration, left)
 
 #define malloc(bytes) simulation_malloc(bytes)
 #define calloc(count, bytes) simulation_calloc(count, bytes)
@@ -92,6 +94,16 @@ int simulation_close(int fd);
 #undef atomic_exchange
 #define atomic_exchange(object, value)                                                                       \
     (simulation_point(), atomic_exchange_explicit((object), (value), memory_order_seq_cst))
+#undef atomic_fetch_add
+#define atomic_fetch_add(object, value)                                                                      \
+    (simulation_point(), atomic_fetch_add_explicit((object), (value), memory_order_seq_cst))
+#undef atomic_fetch_and
+#define atomic_fetch_and(object, value)                                                                      \
+    (simulation_point(), atomic_fetch_and_explicit((object), (value), memory_order_seq_cst))
+#undef atomic_compare_exchange_weak
+#define atomic_compare_exchange_weak(object, expected, value)                                                \
+    (simulation_point(), atomic_compare_exchange_weak_explicit((object), (expected), (value),                \
+                                                               memory_order_seq_cst, memory_order_seq_cst))
 #undef atomic_compare_exchange_strong
 #define atomic_compare_exchange_strong(object, expected, value)                                              \
     (simulation_point(), atomic_compare_exchange_strong_explicit(                                            \

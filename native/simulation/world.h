@@ -9,6 +9,7 @@
 #include "scheduler.h"
 
 #include <diffengine/compress.h>
+#include <diffengine/holds.h>
 #include <diffengine/machine.h>
 #include <diffengine/pager.h>
 #include <diffengine/patch.h>
@@ -45,8 +46,9 @@ struct place {
     bool halted; /**< the pager paused it for good */
     bool hostile;
     bool device;
-    unsigned guests; /**< its vCPUs' fibers */
-    unsigned users;  /**< others in the middle of something with it */
+    struct de_holds *holds; /**< its device model's; NULL: not attached */
+    unsigned guests;        /**< its vCPUs' fibers */
+    unsigned users;         /**< others in the middle of something with it */
     uint64_t operations;
     uint64_t operations_before; /**< when the operator last looked */
     unsigned idle_ticks;
@@ -71,6 +73,8 @@ struct cached_object {
     uint8_t bytes[DE_PAGE_SIZE];
 };
 
+struct state_files;
+
 struct world {
     struct de_simulation_options options;
     struct de_simulation_result result;
@@ -87,10 +91,12 @@ struct world {
     /* The pager's process. */
     struct de_store *store;
     struct de_pager *pager; /**< NULL: not there now */
+    bool pager_running;     /**< or about to */
     bool pager_ready;
     bool daemon_stop;
     bool host_done;
     struct cached_object cache[CACHED_OBJECTS];
+    struct state_files *files;
     struct de_compress_context *lz4, *zstd;
     struct de_patch_encoder *patch;
     const uint8_t *pager_maps[64]; /**< what it has mapped */
@@ -138,15 +144,28 @@ void guest_read_all(struct place *place);
 /** The first fiber of the pager's process: makes or takes over store and pager, then proposes. */
 void *daemon_run(void *world);
 void cache_forget(struct world *world);
+/** Add what the pager has counted to the result; its successor starts anew. */
+void daemon_add_statistics(struct world *world);
 
 /* host.c */
 void *host_run(void *world);
+
+/** Let go of the hold table: its domain goes. */
+void host_detach(struct place *place);
 
 /* operator.c */
 void *operator_run(void *world);
 
 /* disturbed.c */
 void disturbed_create(struct world *world);
+
+/* files.c */
+/** Make the directories that outlive a pager. DE_OK, DE_NO_MEMORY or DE_SYSTEM. */
+int files_create(struct world *world);
+const struct de_pager_state *files_state(const struct world *world);
+void files_holds_path(const struct world *world, uint16_t domain, char *path, size_t capacity);
+/** @return whether the pager left nothing behind. */
+bool files_remove(struct world *world);
 
 /* audit_*.c */
 void *auditor_run(void *world);
@@ -164,6 +183,8 @@ void audit_count_entries(struct world *world, struct place *place, uint32_t *nam
 bool audit_page_is_out(struct world *world, struct place *place, uint32_t gfn);
 /** Whether @p address is the gfn's frame, and no other gfn's. */
 bool audit_is_private(struct world *world, struct place *place, uint32_t gfn, const uint8_t *address);
+/** Entries that are in the middle of a transition. */
+uint64_t audit_between(struct world *world);
 bool audit_drop_pending(struct world *world, struct place *place, uint32_t gfn);
 uint32_t audit_store_ids(struct world *world);
 void corrupt_object(struct world *world, uint32_t argument);

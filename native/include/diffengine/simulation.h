@@ -36,17 +36,18 @@ enum de_simulation_action {
     DE_SIMULATE_EVICT_WRONG = 7, /**< as an object with other content, or none: must be refused */
     DE_SIMULATE_SHARE = 8,       /**< with other_gfn of other_domain (of the same trust group) */
     DE_SIMULATE_UNSHARE = 9,
-    DE_SIMULATE_COMPACT = 10, /**< the store */
-    DE_SIMULATE_RESTORE = 11, /**< all pages of the domain */
+    DE_SIMULATE_COMPACT = 10,  /**< the store */
+    DE_SIMULATE_RESTORE = 11,  /**< all pages of the domain */
+    DE_SIMULATE_SWAP_OUT = 12, /**< the object of a page that is out */
     /* Other processes on the host: */
-    DE_SIMULATE_HOLD = 12,         /**< map a page read-only for a while */
-    DE_SIMULATE_DEVICE_WRITE = 13, /**< map a page read-write, write, unmap: as a device model does */
+    DE_SIMULATE_HOLD = 13,         /**< map a page read-only for a while */
+    DE_SIMULATE_DEVICE_WRITE = 14, /**< map a page read-write, write, unmap: as a device model does */
     /* The world: */
-    DE_SIMULATE_HOG = 14,     /**< somebody takes all free frames for a while */
-    DE_SIMULATE_CORRUPT = 15, /**< flip a byte of some object in the store */
-    DE_SIMULATE_DESTROY = 16, /**< the domain goes, and a new one takes its place */
-    DE_SIMULATE_CRASH = 17,   /**< kill the pager wherever it is, and start a new one that takes over */
-    DE_SIMULATE_ACTIONS = 18,
+    DE_SIMULATE_HOG = 15,     /**< somebody takes all free frames for a while */
+    DE_SIMULATE_CORRUPT = 16, /**< flip a byte of some object in the store */
+    DE_SIMULATE_DESTROY = 17, /**< the domain goes, and a new one takes its place */
+    DE_SIMULATE_CRASH = 18,   /**< kill the pager wherever it is, and start a new one that takes over */
+    DE_SIMULATE_ACTIONS = 19,
 };
 
 struct de_simulation_step {
@@ -71,7 +72,9 @@ struct de_simulation_options {
     uint32_t switch_gap; /**< mean number of points between two changes of threads, at least 1 */
     uint32_t audit_interval;      /**< guest operations between two audits, at least 1 */
     uint32_t hostile_domains;     /**< bit i: domain i scribbles on its ring */
-    uint32_t device_domains;      /**< bit i: domain i has a device model, so it is shared only */
+    uint32_t device_domains;      /**< bit i: domain i has a device model, which keeps a hold table */
+    uint32_t swap_slots;          /**< of the swap file; 0: none */
+    uint32_t disk_errors;         /**< reads and writes of the swap file that fail, per million */
     uint32_t load_no_memory;      /**< loads that fail with ENOMEM, per million */
     uint32_t refusals;            /**< nominations and mappings refused, per million */
     uint32_t allocation_failures; /**< of machine, store and pager, per million */
@@ -105,6 +108,9 @@ struct de_simulation_result {
     uint64_t domains_halted;  /**< for a corrupt object */
     uint64_t domains_crashed; /**< for want of a frame */
     uint64_t pager_crashes;
+    uint64_t swap_outs;
+    uint64_t swap_ins;
+    uint64_t disk_errors;
     uint64_t pages_settled; /**< in-between entries that a successor found */
     uint64_t audits;
     uint64_t switches;
@@ -119,7 +125,7 @@ void de_simulation_draw(uint64_t seed, uint64_t operations, struct de_simulation
 /**
  * Run it.
  * @return DE_OK, also if an invariant failed (see result->failure); DE_INVALID: options outside their ranges;
- * DE_NO_MEMORY; DE_BUSY: this thread runs one already.
+ * DE_NO_MEMORY; DE_BUSY: this thread runs one already; DE_SYSTEM: no temporary directory (errno).
  */
 int de_simulation_run(const struct de_simulation_options *options, struct de_simulation_result *result);
 

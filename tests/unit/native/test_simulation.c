@@ -39,12 +39,18 @@ static void invariants_hold_over_many_seeds(void)
         sum.load_no_memory += result.load_no_memory;
         sum.slot_waits += result.slot_waits;
         sum.bad_events += result.bad_events;
+        sum.pager_crashes += result.pager_crashes;
+        sum.pages_settled += result.pages_settled;
+        sum.swap_outs += result.swap_outs;
+        sum.swap_ins += result.swap_ins;
+        sum.disk_errors += result.disk_errors;
         sum.domains_halted += result.domains_halted;
         sum.domains_destroyed += result.domains_destroyed;
     }
     /* Nothing of what is to be tried was left out. */
     CHECK(sum.evictions && sum.shares && sum.loads && sum.touches && sum.drops && sum.duplicates);
     CHECK(sum.device_writes && sum.load_no_memory && sum.bad_events && sum.domains_halted);
+    CHECK(sum.pager_crashes && sum.pages_settled && sum.swap_outs && sum.swap_ins && sum.disk_errors);
     CHECK(sum.domains_destroyed > SEEDS);
 }
 
