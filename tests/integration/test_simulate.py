@@ -93,6 +93,44 @@ def test_a_recorded_trace_writes_what_its_guest_wrote(samples: dict[str, Path], 
     assert report["guest"]["writes"] > 3000
 
 
+def test_above_the_high_watermark_pages_go_to_swap_and_come_back(samples: dict[str, Path], tmp_path: Path) -> None:
+    report = run(
+        tmp_path,
+        f"""
+        duration_s = 6
+        [machine]
+        swap_mib = 32
+        swap_path = "swapfile"
+        [engine]
+        {FAST}
+        high_watermark = 0.05
+        low_watermark = 0.04
+        [[domain]]
+        image = "{samples["d12a-work"]}"
+        program = "working-set"
+        excursion_fraction = 0.05
+        """,
+    )
+    check_accounting(report)
+    assert report["guest"]["wrong_bytes"] == 0
+    assert report["used_bytes"]["swap"] > 0
+    assert report["pages"]["swapped"] > 100
+    assert report["saving"]["by_technique"]["swapping"] > 0
+    assert report["refaults"] > 0
+    assert not (tmp_path / "swapfile").exists()
+
+
+def test_a_swap_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text("[machine]\nswap_mib = 1\nswap_path = 'none/swap'\n[[domain]]\nmemory_mib = 1\n")
+    line = refusal_of("simulate", path)
+    assert "swap_path = " in line and "none/swap" in line and "No such file" in line
+    (tmp_path / "taken").write_text("something of value")
+    path.write_text("[machine]\nswap_mib = 1\nswap_path = 'taken'\n[[domain]]\nmemory_mib = 1\n")
+    assert "does not exist yet" in refusal_of("simulate", path)
+    assert (tmp_path / "taken").read_text() == "something of value"
+
+
 def test_an_idle_guest_reads_nothing(tmp_path: Path) -> None:
     report = run(tmp_path, f"duration_s = 1\n[engine]\n{FAST}[[domain]]\nmemory_mib = 1\n")
     assert (report["guest"]["reads"], report["guest"]["writes"]) == (0, 0)

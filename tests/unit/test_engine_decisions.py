@@ -8,6 +8,7 @@ from diffengine.engine import BUILT_IN_POLICIES, Policy, State, Technique, clock
 from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
 from diffengine.engine.report import split_net
 from diffengine.engine.sharing import passes_needed, table_bytes_needed
+from diffengine.engine.swapping import bytes_to_free
 
 
 def u8(*values: int) -> "np.typing.NDArray[np.uint8]":
@@ -100,3 +101,8 @@ def test_less_table_memory_means_more_passes() -> None:
     whole = table_bytes_needed(100_000, 1)
     assert passes_needed(100_000, whole) == 1
     assert passes_needed(100_000, whole // 4) in (4, 5, 6)
+
+
+@pytest.mark.parametrize(("used", "freed"), [(0, 0), (79, 0), (90, 0), (91, 11), (100, 20)])
+def test_swapping_starts_above_the_high_watermark_and_ends_at_the_low_one(used: int, freed: int) -> None:
+    assert bytes_to_free(used, 100, 0.9, 0.8) == freed

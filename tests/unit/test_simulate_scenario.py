@@ -91,6 +91,7 @@ def test_all_keys_that_others_build_on(tmp_path: Path) -> None:
         ("[machine]\nswap_path = 'x'\n" + IDLE, ["[machine] swap_path", "swap_mib"]),
         ("[engine]\npolicy = 'bold'\n" + IDLE, ["[engine] policy = 'bold'", "default, aggressive, compress-first"]),
         ("[engine]\ncpu_share = 1.5\n" + IDLE, ["[engine] cpu_share = 1.5", "from 0.001 to 1"]),
+        ("[engine]\nlow_watermark = 0.95\n" + IDLE, ["low_watermark = 0.95", "high_watermark = 0.9"]),
         ("[engine]\npasses = 0\n" + IDLE, ["[engine] passes = 0", "from 1 to 256"]),
         ("[engine]\nrefault_limit = -5\n" + IDLE, ["[engine] refault_limit = -5", "from 0"]),
         ("[policies.mine]\nC5 = []\n" + IDLE, ["[policies.mine] C5 = []", "no such key", "C1, C2, C3, C4"]),

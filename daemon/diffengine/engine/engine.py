@@ -16,11 +16,23 @@ from diffengine.engine import clock
 from diffengine.engine.eviction import Candidates, Evictor
 from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
 from diffengine.engine.options import EngineOptions
-from diffengine.engine.pages import EVICTABLE, FUTILE, LEADS, OUT, READABLE, UNKNOWN_KEY, Domain, PageTable, Place
+from diffengine.engine.pages import (
+    EVICTABLE,
+    FUTILE,
+    IN_STORE,
+    LEADS,
+    OUT,
+    READABLE,
+    UNKNOWN_KEY,
+    Domain,
+    PageTable,
+    Place,
+)
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.report import EngineReport, count_places, saved_by_eviction
 from diffengine.engine.sharing import Sharing
+from diffengine.engine.swapping import Swapper
 from diffengine.engine.visits import portion, portions_of_sweep
 from diffengine.hypervisor.protocol import Host, Outcome, Pager, PageState
 from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
@@ -54,6 +66,7 @@ class Engine:
             most = self._capabilities.most_sharers
             self._sharing = Sharing(self._table, most, options.passes, options.table_memory_bytes)
         self._evictor = Evictor(host, pager, self._table, options, self._reasons) if evicts else None
+        self._swapper = Swapper(host, pager, self._table, options, self._reasons) if evicts else None
         self._may_share = policy.allows(Technique.SHARE)
         self._may_evict = policy.allows(Technique.PATCH) | policy.allows(Technique.COMPRESS)
         self._watches = evicts and not self._may_evict[State.C2]
@@ -137,6 +150,8 @@ class Engine:
         self._sweeps += 1
         if self._evictor:
             self._evictor.end_sweep()
+        if self._swapper:
+            self._swapper.relieve(self.table_bytes)
 
     # What the pager tells.
 
@@ -347,7 +362,7 @@ class Engine:
         wait = copies.copy()
         first = leaders[copies]
         wait[copies] = (table.place[first] == Place.WATCHED) & ((table.notes[first] & FUTILE) == 0)
-        copies[copies] = OUT[table.place[first]]
+        copies[copies] = IN_STORE[table.place[first]]
         self._evict_copies(pages[copies], leaders[copies])
         alone = cold & ~copies & ~follow & ~wait
         chosen = Candidates(pages[alone], states[alone])
@@ -357,7 +372,7 @@ class Engine:
         self._evict_copies(pages[follow], leaders[follow])
 
     def _evict_copies(self, pages: PageNumbers, leaders: PageNumbers) -> None:
-        same = OUT[self._table.place[leaders]] & (self._table.keys[leaders] == self._table.keys[pages])
+        same = IN_STORE[self._table.place[leaders]] & (self._table.keys[leaders] == self._table.keys[pages])
         if same.any() and self._evictor:
             self._evictor.evict_as(pages[same], leaders[same])
 
@@ -396,7 +411,7 @@ class Engine:
             passes=self._sharing.passes if self._sharing else 1,
             cpu_s=self._cpu_s,
             table_bytes=self.table_bytes,
-            saved_by={"sharing": sharing, **saved_by_eviction(self._table), "swapping": 0},
+            saved_by={"sharing": sharing, **saved_by_eviction(self._table)},
             pages=count_places(self._table),
             refaults={domain.domid: domain.refaults for domain in self._table.domains},
             touches={domain.domid: domain.touches for domain in self._table.domains},

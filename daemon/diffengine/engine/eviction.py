@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.engine import clock
-from diffengine.engine.mapping import map_pages
+from diffengine.engine.mapping import map_pages, objects_of
 from diffengine.engine.models import Models
 from diffengine.engine.options import EngineOptions
 from diffengine.engine.pages import EVICTABLE, FUTILE, INDEXED, PageTable, Place
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.similarity import Similarity
-from diffengine.hypervisor.protocol import Host, NewObjects, Outcome, Pager, PageState, Results, StoreFullError
+from diffengine.hypervisor.protocol import Host, NewObjects, Outcome, Pager, Results, StoreFullError
 from diffengine.native import (
     NONE,
     PAGE_BYTES,
@@ -329,14 +329,4 @@ class Evictor:
         self._table.saved[pages] = saved
 
     def _objects_of(self, pages: PageNumbers) -> NDArray[np.uint32]:
-        """The object that each page is out as, or NONE. One call for each domain, over the span of its pages."""
-        objects = np.full(len(pages), NONE, dtype=np.uint32)
-        for index in np.unique(self._table.owners(pages)):
-            domain = self._table.domains[index]
-            own = np.flatnonzero((pages >= domain.first) & (pages < domain.first + domain.gfns))
-            gfns = pages[own] - domain.first
-            first = int(gfns.min())
-            entries = self._pager.states(domain.domid, first, int(gfns.max()) - first + 1)
-            out = entries.states[gfns - first] == PageState.EVICTED
-            objects[own[out]] = entries.objects[gfns[out] - first]
-        return objects
+        return objects_of(self._pager, self._table, pages)

@@ -18,6 +18,8 @@ class EngineOptions:
     refault_limit: pages of a domain that may come back per minute before eviction stops.
     fault_limit: touches of watched pages and refaults of a domain per second that watching is slowed down at.
     evicted_share_limit: of a domain's pages, at most this share is out at a time.
+    high_watermark, low_watermark: of the host's memory; when more than `high` is in use, objects go to swap until it is
+    less than `low`.
     patch_limit: longest fast patch. dense: C4 pages take the dense form, else LZ4.
     """
 
@@ -32,5 +34,7 @@ class EngineOptions:
     refault_limit: int = 600
     fault_limit: float = 50.0
     evicted_share_limit: float = 0.98
+    high_watermark: float = 0.9
+    low_watermark: float = 0.8
     patch_limit: int = 2048
     dense: bool = True

@@ -28,8 +28,9 @@ class Place(IntEnum):
     SHARED = 2
     PATCHED = 3
     COMPRESSED = 4
-    HOLE = 5
-    GONE = 6  # of a domain that is no more
+    SWAPPED = 5
+    HOLE = 6
+    GONE = 7  # of a domain that is no more
 
 
 def places(*chosen: Place) -> NDArray[np.bool_]:
@@ -43,7 +44,9 @@ HAS_FRAME = places(Place.RESIDENT, Place.SHARED)
 # What is looked at: a hole may have been filled.
 READABLE = places(Place.RESIDENT, Place.SHARED, Place.HOLE)
 EVICTABLE = places(Place.RESIDENT, Place.WATCHED)
-OUT = places(Place.PATCHED, Place.COMPRESSED)
+OUT = places(Place.PATCHED, Place.COMPRESSED, Place.SWAPPED)
+# Out as an object that more pages can become.
+IN_STORE = places(Place.PATCHED, Place.COMPRESSED)
 LEADS = places(Place.RESIDENT, Place.SHARED, Place.WATCHED, Place.PATCHED, Place.COMPRESSED)
 
 # Notes about a page's present content, as bits.

@@ -40,7 +40,7 @@ class Reasons:
             self._counts[reason] += int(pages)
 
     def add_results(self, step: str, results: Results) -> None:
-        """Counts what is not DONE among the results of `share`, `watch` or `evict`."""
+        """Counts what is not DONE among the results of `share`, `watch`, `unshare`, `evict` or `swap`."""
         outcomes, counts = np.unique(results[results != Outcome.DONE], return_counts=True)
         for outcome, count in zip(outcomes.tolist(), counts.tolist(), strict=True):
             self._counts[f"{step}_{Outcome(outcome).name.lower()}"] += count

@@ -36,11 +36,12 @@ def count_places(table: PageTable) -> dict[str, int]:
 
 
 def saved_by_eviction(table: PageTable) -> dict[str, int]:
-    """Bytes saved by patching and by compression."""
+    """Bytes saved by patching, by compression, and of pages that went on to swap."""
     if not table.evicts:
-        return {"patching": 0, "compression": 0}
+        return {"patching": 0, "compression": 0, "swapping": 0}
     sums = np.bincount(table.place, weights=table.saved, minlength=len(Place))
-    return {"patching": int(sums[Place.PATCHED]), "compression": int(sums[Place.COMPRESSED])}
+    places = {"patching": Place.PATCHED, "compression": Place.COMPRESSED, "swapping": Place.SWAPPED}
+    return {name: int(sums[place]) for name, place in places.items()}
 
 
 def split_net(gross: dict[str, int], net: float) -> dict[str, float]:

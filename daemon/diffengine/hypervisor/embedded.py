@@ -24,12 +24,15 @@ from diffengine.hypervisor.protocol import (
     HostMemory,
     NewObjects,
     ObjectIds,
+    Outcome,
     PageEntries,
     PagerCounters,
     StoreFullError,
+    no_results,
 )
 from diffengine.native import (
     NONE,
+    PAGE_BYTES,
     Addresses,
     Bytes,
     Encoding,
@@ -98,9 +101,7 @@ class Mapping:
 
 
 def machine_capabilities() -> Capabilities:
-    return Capabilities(
-        sharing=True, paging=True, swap=False, claims=True, log_dirty=False, most_sharers=lib.DE_SHARE_MAX_GFNS
-    )
+    return Capabilities(sharing=True, paging=True, claims=True, log_dirty=False, most_sharers=lib.DE_SHARE_MAX_GFNS)
 
 
 class PagedMachine(Protocol):
@@ -197,6 +198,27 @@ class PagerStatistics:
     fault_us: dict[str, float]
 
 
+class Swap:
+    """A swap file (swap.h), encrypted under a key that goes with this process. Close it after its store."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Raises NativeError if the file can't be made, or the disk has no room for it."""
+        c_path = ffi.new("char[]", os.fsencode(path))
+        options = ffi.new("struct de_swap_options *", {"path": c_path, "bytes": size})
+        result = ffi.new("struct de_swap **")
+        check(lib.de_swap_open(options, result), f"making the swap file {path}")
+        self.handle = result[0]
+
+    def usage(self) -> tuple[int, int, int]:
+        """Bytes in use, of how many, and memory that its tables take."""
+        statistics = ffi.new("struct de_swap_statistics *")
+        lib.de_swap_statistics(self.handle, statistics)
+        return statistics.used * PAGE_BYTES, statistics.slots * PAGE_BYTES, int(statistics.table_bytes)
+
+    def close(self) -> None:
+        lib.de_swap_close(self.handle)
+
+
 def _threads() -> set[str]:
     return {path.name for path in Path("/proc/self/task").iterdir()}
 
@@ -204,15 +226,18 @@ def _threads() -> set[str]:
 class Pager:
     """The pager's core on a machine and a store; serves faults on threads of its own until `close`. protocol.Pager."""
 
-    def __init__(self, machine: PagedMachine, store: Store) -> None:
+    def __init__(self, machine: Machine, store: Store, swap: Swap | None = None) -> None:
         self._machine = machine
         self._store = store
+        self._swap = swap
         self._rebuilder: Rebuilder | None = None
         before = _threads()
         hypervisor = ffi.new("struct de_hypervisor *", machine.hypervisor())
         result = ffi.new("struct de_pager **")
         check(lib.de_pager_create(store.handle, hypervisor, result), "making the pager")
         self._pager = ffi.gc(result[0], lib.de_pager_free)
+        if swap is not None:
+            check(lib.de_pager_attach_swap(self._pager, swap.handle), "attaching the swap file")
         check(lib.de_pager_start(self._pager), "starting the pager")
         self._threads = _threads() - before
 
@@ -325,11 +350,19 @@ class Pager:
             self._rebuilder = Rebuilder(self._store)
         return self._rebuilder.rebuild(objects, pages)
 
+    def swap_out(self, objects: ObjectIds) -> NDArray[np.int32]:
+        results = no_results(len(objects), Outcome.UNABLE)
+        if self._swap is not None:
+            c_objects = readable("uint32_t[]", objects)
+            lib.de_pager_swap_out(self._pager, c_objects, len(objects), writable("int32_t[]", results))
+        return results
+
     def compact(self) -> int:
         return self._store.compact()
 
     def counters(self) -> PagerCounters:
         own, store = self.statistics(), self._store.statistics()
+        swap_used, swap_limit, swap_tables = self._swap.usage() if self._swap else (0, 0, 0)
         return PagerCounters(
             evicted=own.evicted,
             evictions=own.evictions,
@@ -337,8 +370,9 @@ class Pager:
             touches=own.touches,
             corrupt=own.corrupt,
             store_bytes=store.populated_bytes,
-            table_bytes=own.table_bytes + store.table_bytes,
-            swap_bytes=0,
+            table_bytes=own.table_bytes + store.table_bytes + swap_tables,
+            swap_bytes=swap_used,
+            swap_limit_bytes=swap_limit,
             cpu_s=sum(_thread_cpu_s(thread) for thread in self._threads),
             rebuild_us=own.rebuild_us,
             fault_us=own.fault_us,

@@ -75,14 +75,13 @@ class Outcome(IntEnum):
 class Capabilities:
     """What a host can do.
 
-    sharing: live pages may share a frame (Xen: Intel only). paging: pages can be watched and evicted. swap: evicted
-    pages can go to disk. claims: free frames can be promised to domains. log_dirty: the hypervisor tells which pages
-    were written. most_sharers: gfns on one frame, at most.
+    sharing: live pages may share a frame (Xen: Intel only). paging: pages can be watched and evicted. claims: free
+    frames can be promised to domains. log_dirty: the hypervisor tells which pages were written. most_sharers: gfns on
+    one frame, at most. Whether there is swap, the pager's counters say.
     """
 
     sharing: bool
     paging: bool
-    swap: bool
     claims: bool
     log_dirty: bool
     most_sharers: int
@@ -172,6 +171,7 @@ class PagerCounters:
     """Counters since the pager began, bytes of its memory, and percentiles of its latencies in microseconds.
 
     store_bytes: memory that the objects take, all losses included. table_bytes: page table, object tables.
+    swap_bytes: in use, of swap_limit_bytes; both 0 without swap.
     """
 
     evicted: int
@@ -185,6 +185,7 @@ class PagerCounters:
     cpu_s: float
     rebuild_us: dict[str, float]
     fault_us: dict[str, float]
+    swap_limit_bytes: int = 0
 
 
 class Pager(Protocol):
@@ -221,6 +222,10 @@ class Pager(Protocol):
 
     def rebuild(self, objects: ObjectIds, pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Rebuilds n objects into pages (n * 4096 bytes). False: no such object any more."""
+
+    def swap_out(self, objects: ObjectIds) -> Results:
+        """Moves objects to disk, patches before what they refer to. NEEDED: one in memory refers to it. SWAP_FULL.
+        DISK: it could not be written. INVALID: it is there already, or too small to gain by it. UNABLE: no swap."""
 
     def compact(self) -> int:
         """Moves objects together, so that frames come free; the bytes given back."""

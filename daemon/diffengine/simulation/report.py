@@ -166,6 +166,8 @@ def _memory_table(report: dict[str, Any]) -> Table:
     for name in ("guests", "store", "tables"):
         used = report["used_bytes"][name]
         table.add_row(f"used: {name}", f"{used / MIB:,.1f} MiB", f"{used / allocated:.1%}")
+    if report["used_bytes"]["swap"]:
+        table.add_row("on disk: swap", f"{report['used_bytes']['swap'] / MIB:,.1f} MiB", "")
     table.add_section()
     table.add_row("saved at the end", "", f"[bold]{report['saving']['end']:.1%}[/bold]")
     for name, part in report["saving"]["by_technique"].items():

@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.engine import Engine, EngineReport
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.embedded import Machine, Pager, Program, ProgramResult
+from diffengine.hypervisor.embedded import Machine, Pager, Program, ProgramResult, Swap
 from diffengine.hypervisor.protocol import HostMemory, PagerCounters
 from diffengine.images import ImageSet, open_images
-from diffengine.native import Store
+from diffengine.native import NativeError, Store
 from diffengine.simulation.guests import (
     DomainPlan,
     machine_frames,
@@ -157,15 +159,11 @@ class Simulation:
 @contextmanager
 def _simulation(scenario: Scenario, images: ImageSet | None) -> Iterator[tuple[Simulation, int]]:
     """A simulation that has not started, and how many bytes its domains have."""
-    if scenario.machine.swap_mib:
-        raise ScenarioError(
-            f"[machine] swap_mib = {scenario.machine.swap_mib}: must be 0, as this machine's pager has no swap file"
-        )
     plans = plan_domains(scenario, images)
     frames = machine_frames(scenario, plans)
     machine = Machine(frames)
-    with Store(store_limit(frames)) as store:
-        pager = Pager(machine, store)
+    with _swap(scenario) as swap, Store(store_limit(frames)) as store:
+        pager = Pager(machine, store, swap)
         try:
             simulation = Simulation(scenario, plans, machine, pager)
             try:
@@ -174,6 +172,32 @@ def _simulation(scenario: Scenario, images: ImageSet | None) -> Iterator[tuple[S
                 simulation.close()
         finally:
             pager.close()
+
+
+@contextmanager
+def _swap(scenario: Scenario) -> Iterator[Swap | None]:
+    """The scenario's swap file, if it has one; it is gone afterwards. Raises ScenarioError if it can't be made."""
+    machine = scenario.machine
+    if not machine.swap_mib:
+        yield None
+        return
+    with ExitStack() as stack:
+        if machine.swap_path is None:
+            path = Path(stack.enter_context(TemporaryDirectory(prefix="diffengine-"))) / "swap"
+        else:
+            path = machine.swap_path
+            if path.exists():
+                raise ScenarioError(f"[machine] swap_path = {str(path)!r}: must be a file that does not exist yet")
+        try:
+            swap = Swap(path, machine.swap_mib << 20)
+        except NativeError as error:
+            raise ScenarioError(
+                f"[machine] swap_path = {str(path)!r}, swap_mib = {machine.swap_mib}: must be a file that can be "
+                f"written, on a disk with that much room: {error}"
+            ) from error
+        stack.callback(path.unlink, missing_ok=True)
+        stack.callback(swap.close)
+        yield swap
 
 
 def simulate(scenario: Scenario, watch: Callable[[Sample, int], None] | None = None) -> SimulationResult:

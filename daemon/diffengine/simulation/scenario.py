@@ -183,9 +183,16 @@ def _engine(table: CheckedTable, policies: dict[str, Policy], seed: int) -> Engi
         refault_limit=table.whole("refault_limit", default.refault_limit, 0, 1 << 31, " per minute"),
         fault_limit=table.number("fault_limit", default.fault_limit, 0.1, 1e6, " per second"),
         evicted_share_limit=table.number("evicted_share_limit", default.evicted_share_limit, 0, 1),
+        high_watermark=table.number("high_watermark", default.high_watermark, 0.01, 1),
+        low_watermark=table.number("low_watermark", default.low_watermark, 0.01, 1),
         patch_limit=table.whole("patch_limit", default.patch_limit, 16, PAGE_BYTES - 1, " bytes"),
         dense=table.flag("dense", default.dense),
     )
+    if options.low_watermark > options.high_watermark:
+        table.errors.append(
+            f"{table.name('low_watermark')} = {options.low_watermark}: must be at most high_watermark = "
+            f"{options.high_watermark}"
+        )
     table.finish()
     return options
 
