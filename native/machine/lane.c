@@ -5,11 +5,11 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define NS_PER_S 1000000000u
-#define SPINS_PER_LOOK 32
 
 static uint64_t now_ns(void)
 {
@@ -18,22 +18,15 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
-static void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
+/* The other side may need this very processor: with a pause instruction in place of the yield a call took 43
+ * us on two busy cores, this way 1.5 us (and 1.9 us without any spinning). */
 static bool spin(const struct lane *lane, uint32_t state, uint64_t spin_ns)
 {
     uint64_t start_ns = now_ns();
     do {
-        for (int i = 0; i < SPINS_PER_LOOK; i++) {
-            if (atomic_load_explicit(&lane->state, memory_order_acquire) != state)
-                return true;
-            relax();
-        }
+        if (atomic_load_explicit(&lane->state, memory_order_acquire) != state)
+            return true;
+        sched_yield();
     } while (now_ns() - start_ns < spin_ns);
     return false;
 }
