@@ -207,6 +207,18 @@ static void claim_entries(struct de_pager *pager, struct pager_domain *domain)
     }
 }
 
+/* A damaged table is replaced: nobody keeps the new one, so the domain is not evicted from until somebody
+ * does. */
+static int take_holds(struct opening *opening, struct pager_domain *domain)
+{
+    int status = de_holds_reopen(opening->directory, domain->id, domain->gfns, &domain->holds);
+    if (status == DE_NOT_FOUND || status == DE_CORRUPT)
+        status = de_holds_create(opening->directory, domain->id, domain->gfns, &domain->holds);
+    if (status == DE_OK)
+        atomic_fetch_add(&opening->pager->table_bytes, de_holds_bytes(domain->holds));
+    return status;
+}
+
 /* @return DE_OK also if there is nothing left to take over. */
 static int take_domain(struct opening *opening, uint16_t id)
 {
@@ -239,10 +251,9 @@ static int take_domain(struct opening *opening, uint16_t id)
     }
     atomic_store(&domain->halted, table.header->failure[0] != 0);
     if (table.header->flags & TABLE_DEVICE_MODEL) {
-        status = de_holds_reopen(opening->directory, id, domain->gfns, &domain->holds);
+        status = take_holds(opening, domain);
         if (status != DE_OK)
             return refuse(opening, status, "hold table of domain %u: %s", id, de_status_text(status));
-        atomic_fetch_add(&pager->table_bytes, de_holds_bytes(domain->holds));
     }
     claim_entries(pager, domain);
     settle_events(pager, domain, answered);

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "paging.h"
 
+#include <diffengine/holds.h>
 #include <diffengine/patch.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -428,6 +429,42 @@ static void test_what_is_left(void)
     finish();
 }
 
+/* That a domain has a device model, and what that holds, outlives the pager, too. */
+static void test_device_model(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    char path[128];
+    struct de_holds *holds;
+    snprintf(path, sizeof path, "%s/holds-%u", directory, domain);
+    CHECK_EQ(de_holds_attach(path, &holds), DE_OK);
+    CHECK_EQ(de_holds_take(holds, 0), DE_OK);
+    de_pager_leave(pager);
+    open_pager();
+    uint32_t object = put_filled(de_pager_store(pager), KEY);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_HELD);
+    de_holds_drop(holds, 0);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    check_page(domain, 0, KEY);
+    /* Without the table nobody is known to keep it. */
+    de_pager_leave(pager);
+    CHECK_EQ(unlink(path), 0);
+    open_pager();
+    object = put_filled(de_pager_store(pager), KEY);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_HOLDS);
+    de_holds_close(holds);
+    CHECK_EQ(de_holds_attach(path, &holds), DE_OK);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(de_pager_store(pager), object), DE_OK);
+    check_all();
+    de_holds_close(holds);
+    finish();
+}
+
 static void refused(int status, const char *part)
 {
     struct de_pager_state given = given_state();
@@ -471,6 +508,7 @@ int main(void)
     test_leave();
     test_what_is_left();
     test_refused();
+    test_device_model();
     test_death_at_each_step();
     return 0;
 }
