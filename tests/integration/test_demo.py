@@ -46,7 +46,7 @@ def number(text: str) -> float:
 def demo(*arguments: str | Path) -> Told:
     text = output_of("demo", *arguments)
     rows = re.findall(
-        r"^  (\w[\w ]*?) +frames +([\d.,]+) MiB, store +([\d.,]+) MiB; this process .*? +([\d.,]+) MiB$", text, re.M
+        r"^  (\w[\w ]*?) +frames +([\d.,]+) MiB, store +([\d.,]+) MiB; by the .*? +([\d.,]+) MiB$", text, re.M
     )
     assert [row[0] for row in rows] == [*STEPS, "after the guests ran"]
     columns = [{row[0]: number(row[n]) for row in rows} for n in (1, 2, 3)]
