@@ -17,12 +17,15 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define STORE_NAME "store"
 #define LOCK_NAME "lock"
 #define KEY_NAME "swap-key"
 #define PATH_BYTES 4096
+#define BUSY_TRIES 2000u
+#define BUSY_RETRY_NS 1000000
 
 /** The object of a page whose object was not found: no store has it, so a fault halts the domain. */
 #define OBJECT_LOST (DE_NONE - 1)
@@ -219,6 +222,18 @@ static int take_holds(struct opening *opening, struct pager_domain *domain)
     return status;
 }
 
+/* We have the state directory's lock, so the former pager is dead; but the machine may hear of that later. */
+static int take_ring(struct de_pager *pager, uint16_t id, uint32_t *answered)
+{
+    int error = -EBUSY;
+    for (unsigned tries = 0; error == -EBUSY && tries < BUSY_TRIES; tries++) {
+        if (tries)
+            nanosleep(&(struct timespec){.tv_nsec = BUSY_RETRY_NS}, NULL);
+        error = HYPERCALL(pager, paging_take_over, id, answered);
+    }
+    return error;
+}
+
 /* @return DE_OK also if there is nothing left to take over. */
 static int take_domain(struct opening *opening, uint16_t id)
 {
@@ -233,7 +248,7 @@ static int take_domain(struct opening *opening, uint16_t id)
     }
     if (status != DE_OK)
         return refuse(opening, status, "page table of domain %u: %s", id, de_status_text(status));
-    int error = HYPERCALL(pager, paging_take_over, id, &answered);
+    int error = take_ring(pager, id, &answered);
     if (error) {
         table_close(&table);
         if (error == -EBUSY)
