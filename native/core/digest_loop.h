@@ -109,6 +109,13 @@ static inline void prefetch_range(const uint8_t *page, unsigned first, unsigned 
         __builtin_prefetch(page + offset);
 }
 
+/* To the second-level cache: the first level has no room for a third page. */
+static inline void announce(const uint8_t *page)
+{
+    __builtin_prefetch(page, 0, 2);
+    __builtin_prefetch(page + 64, 0, 2);
+}
+
 static inline enum de_page_kind digest_page(const struct de_digester *digester, const uint8_t *page,
                                             uint64_t *digest)
 {
@@ -126,7 +133,10 @@ static inline enum de_page_kind digest_page(const struct de_digester *digester, 
  * The next page is fetched while this one is worked on; the CPU's own prefetcher stops at page boundaries. In
  * two halves, as a whole page's 64 lines are more than a core's outstanding misses. Measured on cold memory
  * against a loop that only reads: 0.80 of its speed instead of 0.72 without on plain pages, 1.00 instead of
- * 0.87 where two thirds are zero; one prefetch before each stripe of the hash gave 0.76.
+ * 0.87 where two thirds are zero; one prefetch before each stripe of the hash gave 0.76. Two lines of the
+ * page after the next take 3 to 6 % off: its address is translated, and the CPU's own prefetcher is at work
+ * on it, by the time that it is needed. What is left is a core's speed at reading 4-KiB frames: the same loop
+ * on huge pages takes 13 % less.
  */
 void DE_LOOP(digest_batch)(const struct de_digester *digester, const uint8_t *const *pages, size_t count,
                            uint64_t *digests, uint8_t *kinds, uint64_t *keys)
@@ -134,6 +144,7 @@ void DE_LOOP(digest_batch)(const struct de_digester *digester, const uint8_t *co
     unsigned k = digester->k;
     for (size_t i = 0; i < count; i++) {
         const uint8_t *next = pages[i + 1 < count ? i + 1 : i];
+        announce(pages[i + 2 < count ? i + 2 : i]);
         prefetch_range(next, 0, DE_PAGE_SIZE / 2);
         kinds[i] = (uint8_t)digest_page(digester, pages[i], &digests[i]);
         prefetch_range(next, DE_PAGE_SIZE / 2, DE_PAGE_SIZE);
