@@ -11,10 +11,6 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#ifdef THROUGH_CLIENT
-#include "through_client.h"
-#endif
-
 #define WAIT_STEP_NS 200000
 
 static struct de_machine *machine;

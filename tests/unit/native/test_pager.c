@@ -1234,7 +1234,8 @@ static void test_guests_pager_and_evictor(void)
     }
     /* As long as it takes on a busy machine, but no less than this. */
     for (int i = 0; i < GUESTS; i++)
-        while (de_guest_progress(guests[i]) < GUEST_OPERATIONS || statistics().loads < GUEST_LOADS)
+        while (de_guest_progress(guests[i]) < GUEST_OPERATIONS || statistics().loads < GUEST_LOADS ||
+               statistics().evictions < GUEST_LOADS)
             pause_briefly();
     uint64_t faults = 0;
     for (int i = 0; i < GUESTS; i++) {

@@ -73,6 +73,82 @@ static inline void client_end(struct de_machine_client *client)
     de_client_free(client);
 }
 
+/* A guest of machine.h as a program: uniform over its pages, until it is stopped. */
+struct client_guest {
+    struct de_machine_client *client;
+    uint32_t program;
+};
+
+static inline int client_guest_start(struct de_machine_client *client, uint16_t domain,
+                                     const struct de_guest_options *options, struct client_guest **result)
+{
+    static const uint32_t hot[] = {0};
+    struct de_program_options program = {.kind = DE_PROGRAM_WORKING_SET,
+                                         .seed = options->seed,
+                                         .first_gfn = options->first_gfn,
+                                         .gfns = options->gfns,
+                                         .hot = hot,
+                                         .hot_count = 1,
+                                         .excursion_fraction = 1,
+                                         .write_fraction = options->write_fraction};
+    uint32_t contents;
+    CHECK_EQ(options->operations, UINT64_MAX);
+    CHECK_EQ(de_client_contents_add_pages(client, options->content, options->gfns, &contents), 0);
+    struct client_guest *guest = malloc(sizeof *guest);
+    CHECK(guest);
+    guest->client = client;
+    int error = de_client_program_start(client, domain, &program, contents, &guest->program);
+    CHECK_EQ(de_client_contents_remove(client, contents), 0);
+    *result = guest;
+    return error;
+}
+
+static inline uint64_t client_guest_progress(const struct client_guest *guest)
+{
+    struct de_program_result result;
+    CHECK_EQ(de_client_program_read(guest->client, guest->program, &result), 0);
+    return result.reads + result.writes;
+}
+
+static inline void client_guest_stop(struct client_guest *guest)
+{
+    (void)guest; /* the join stops it */
+}
+
+static inline void client_guest_join(struct client_guest *guest, struct de_guest_result *result,
+                                     uint64_t *samples_ns)
+{
+    struct de_program_result program;
+    CHECK(!samples_ns);
+    CHECK_EQ(de_client_program_stop(guest->client, guest->program, &program, NULL, 0), 0);
+    *result = (struct de_guest_result){.status = program.status,
+                                       .reads = program.reads,
+                                       .writes = program.writes,
+                                       .wrong_bytes = program.wrong_bytes,
+                                       .faults = program.faults,
+                                       .cow_breaks = program.cow_breaks,
+                                       .stall_ns = program.stall_ns,
+                                       .run_ns = program.run_ns};
+    free(guest);
+}
+
+static inline int client_pause(struct de_machine_client *client, uint16_t domain)
+{
+    return de_client_hypervisor(client).operations->pause(client, domain);
+}
+
+static inline int client_unpause(struct de_machine_client *client, uint16_t domain)
+{
+    return de_client_hypervisor(client).operations->unpause(client, domain);
+}
+
+#define de_machine_domain_pause client_pause
+#define de_machine_domain_unpause client_unpause
+#define de_guest client_guest
+#define de_guest_start client_guest_start
+#define de_guest_progress client_guest_progress
+#define de_guest_stop client_guest_stop
+#define de_guest_join client_guest_join
 #define de_machine de_machine_client
 #define de_machine_create client_create
 #define de_machine_free client_end
