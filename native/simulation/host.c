@@ -7,6 +7,20 @@
 
 #define HOLD_NS 200000u
 #define PATH_BYTES 128u
+/** Fewer than so many pages are asked for at a time. */
+#define ASKED 20u
+
+/* Ask for a row of pages without waiting for them: that fills a ring. */
+static void ask(struct world *world, struct place *place, uint32_t gfn, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t asked = (gfn + i) % world->options.gfns;
+        uint8_t *mapped = NULL;
+        int32_t error = 0;
+        if (de_machine_map(world->machine, place->id, false, &asked, 1, &mapped, &error) == 1)
+            de_machine_unmap(world->machine, (const uint8_t *const *)&mapped, 1);
+    }
+}
 
 static void hold(struct world *world, struct place *place, uint32_t gfn, uint32_t argument)
 {
@@ -81,7 +95,9 @@ void *host_run(void *argument)
         uint32_t gfn = step.gfn % world->options.gfns;
         if (place->id && !place->leaving) {
             place->users++;
-            if (step.action == DE_SIMULATE_HOLD)
+            if (step.action == DE_SIMULATE_HOLD && step.argument % 4 == 0)
+                ask(world, place, gfn, (step.argument >> 2) % ASKED);
+            else if (step.action == DE_SIMULATE_HOLD)
                 hold(world, place, gfn, step.argument);
             else if (step.action == DE_SIMULATE_DEVICE_WRITE && place->device)
                 device_write(world, place, gfn, step.argument);

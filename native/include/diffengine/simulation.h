@@ -40,7 +40,7 @@ enum de_simulation_action {
     DE_SIMULATE_RESTORE = 11,  /**< all pages of the domain */
     DE_SIMULATE_SWAP_OUT = 12, /**< the object of a page that is out */
     /* Other processes on the host: */
-    DE_SIMULATE_HOLD = 13,         /**< map a page read-only for a while */
+    DE_SIMULATE_HOLD = 13,         /**< map a page read-only for a while; argument % 4 == 0: ask for a row */
     DE_SIMULATE_DEVICE_WRITE = 14, /**< map a page read-write, write, unmap: as a device model does */
     /* The world: */
     DE_SIMULATE_HOG = 15,     /**< somebody takes all free frames for a while */

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Does virtual time find bugs? Plants known ones in copies of machine, pager and store, one at a time, and counts.
+
+Usage: mutations.py WORK_DIRECTORY [NAME ...]
+
+Each line: the bug, the guest operations it took to find it, and what was seen. Exit status 1 if one was not found.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 1500
+OPERATIONS = 10000
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug: in `file`, `right` becomes `wrong`."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+MUTATIONS = (
+    Mutation(
+        "no verification before eviction",
+        "pager/proposal.c",
+        "bool equal = memcmp(page, loader->page, DE_PAGE_SIZE) == 0;",
+        "bool equal = page != NULL;",
+    ),
+    Mutation(
+        "verified before it is watched",
+        "pager/proposal.c",
+        "    int result = watch(pager, place, &watched);\n"
+        "    if (!result)\n        result = verify(pager, place, object);",
+        "    int result = verify(pager, place, object);\n"
+        "    if (!result)\n        result = watch(pager, place, &watched);",
+    ),
+    Mutation(
+        "entry only after the eviction",
+        "pager/proposal.c",
+        "    int error = HYPERCALL(pager, paging_evict, place.domain->id, place.gfn);\n"
+        "    bool ours = settle(pager, place, evicting, error == 0);",
+        "    entry_change(pager, place.domain, place.gfn, evicting, watched);\n"
+        "    int error = HYPERCALL(pager, paging_evict, place.domain->id, place.gfn);\n"
+        "    if (!error)\n"
+        "        entry_change(pager, place.domain, place.gfn, watched, evicting);\n"
+        "    bool ours = settle(pager, place, evicting, error == 0);\n"
+        "    ours = ours || error;",
+    ),
+    Mutation(
+        "answer without version",
+        "pager/serve.c",
+        "response.version = DE_VM_EVENT_VERSION;",
+        "response.version = 0;",
+    ),
+    Mutation(
+        "answer without the paused flag",
+        "pager/serve.c",
+        "response.version = DE_VM_EVENT_VERSION;",
+        "response.version = DE_VM_EVENT_VERSION;\n    response.flags = 0;",
+    ),
+    Mutation(
+        "no reference for the page table",
+        "pager/proposal.c",
+        "    if (de_store_retain(pager->store, object) != DE_OK)\n        return DE_PROPOSAL_NO_OBJECT;\n"
+        "    int result = watch",
+        "    if (de_store_retain(pager->store, object) != DE_OK)\n        return DE_PROPOSAL_NO_OBJECT;\n"
+        "    de_store_release(pager->store, object);\n    int result = watch",
+    ),
+    Mutation(
+        "an object is not given back after a refused eviction",
+        "pager/proposal.c",
+        "    if (error && ours)\n        de_store_release(pager->store, object);",
+        "",
+    ),
+    Mutation(
+        "a patch does not count its reference",
+        "store/store.c",
+        "        atomic_fetch_add(de_store_entry(store, object.references[i]), 1);",
+        "        (void)i;",
+    ),
+    Mutation(
+        "no word to the pager of a new event",
+        "machine/ring.c",
+        "    block_wake(&channel->events);\n}\n\nvoid ring_put",
+        "}\n\nvoid ring_put",
+    ),
+    Mutation(
+        "no word to those who wait for a slot",
+        "machine/ring.c",
+        "        if (domain->ring.waiters)\n            block_wake(&domain->slots);",
+        "",
+    ),
+    Mutation(
+        "shared without comparing",
+        "pager/proposal.c",
+        "if (!result && memcmp(pages[0], pages[1], DE_PAGE_SIZE) != 0)",
+        "if (!result && !pages[0])",
+    ),
+    Mutation(
+        "a stale handle is as good as a live one",
+        "machine/sharing.c",
+        "return machine->frames[frame].share->handle == handle ? frame : FRAME_NONE;",
+        "return handle ? frame : FRAME_NONE;",
+    ),
+    Mutation(
+        "no wait for a vCPU in the middle of an access",
+        "machine/p2m.c",
+        "        wait_for_vcpus(domain, gfn);\n}",
+        "        (void)wait_for_vcpus;\n}",
+    ),
+    Mutation(
+        "a mapping does not pin",
+        "machine/paging.c",
+        "entry_type(entry) == from && machine->frames[entry_frame(entry)].references == 1",
+        "entry_type(entry) == from",
+    ),
+    Mutation(
+        "evicted although held by the device model",
+        "holds/holds.c",
+        "return gfn < holds->gfns && atomic_compare_exchange_strong(&holds->pages[gfn], &expected, LOCKED);",
+        "return gfn < holds->gfns && expected == 0;",
+    ),
+    Mutation(
+        "in-between entries count as evicted after a takeover",
+        "pager/takeover.c",
+        "    int error = HYPERCALL(pager, paging_load, domain->id, gfn, NULL);\n    if (error == 0)",
+        "    int error = -EINVAL;\n    if (error == 0)",
+    ),
+    Mutation(
+        "events taken and not answered are forgotten in a takeover",
+        "pager/takeover.c",
+        "        domain->phases[slot] = EVENT_RETRY;",
+        "        domain->phases[slot] = EVENT_IDLE;",
+    ),
+    Mutation(
+        "an eviction's end lost when a server lets go of it (found in the pager by virtual time)",
+        "pager/proposal.c",
+        "        else if (entry_pack(now) != entry_pack(evicting))\n            return false;",
+        "        else\n            return false;",
+    ),
+    Mutation(
+        "an eviction under way keeps its object when the page is given back (found in the pager by virtual time)",
+        "pager/load.c",
+        "            HYPERCALL(pager, yield);\n            continue;\n        }\n"
+        "        if (entry.state != DE_PAGE_EVICTED",
+        "            return;\n        }\n        if (entry.state != DE_PAGE_EVICTED",
+    ),
+)
+
+
+def find(mutation: Mutation, copy: Path, build: Path) -> tuple[bool, str]:
+    """Build and run with one bug in; whether it was found, and what was said."""
+    source = copy / "native" / mutation.file
+    original = source.read_text()
+    if mutation.right not in original:
+        return False, "the place was not found: the source has changed"
+    source.write_text(original.replace(mutation.right, mutation.wrong, 1))
+    try:
+        program = build / "native/simulation/simulate-seeds"
+        made = subprocess.run(
+            ["ninja", "-C", str(build), "native/simulation/simulate-seeds"], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            return False, "does not build: " + made.stdout[-300:]
+        run = subprocess.run(
+            [str(program), "0", str(SEEDS), str(OPERATIONS), "progress"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    finally:
+        source.write_text(original)
+    lines = re.split(r"[\r\n]+", run.stdout.strip())
+    if run.returncode < 0:
+        return True, f"signal {-run.returncode} after {lines[-1]} operations"
+    return run.returncode == 1, lines[-1]
+
+
+def main(work: str, *names: str) -> int:
+    copy = Path(work, "source")
+    build = Path(work, "build")
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(parents=True)
+    for part in ("native", "tests", "meson.build", "meson_options.txt", "LICENSE"):
+        origin = ROOT / part
+        if origin.is_dir():
+            shutil.copytree(origin, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        elif origin.exists():
+            shutil.copy(origin, copy / part)
+    if not (build / "build.ninja").exists():
+        subprocess.run(
+            ["meson", "setup", str(build), str(copy), "-Dpython=false", "-Dtests=true", "-Dwerror=false"],
+            check=True,
+            capture_output=True,
+        )
+    missed = 0
+    for mutation in MUTATIONS:
+        if names and not any(name in mutation.name for name in names):
+            continue
+        found, said = find(mutation, copy, build)
+        missed += not found
+        print(f"{'found' if found else 'MISSED'}: {mutation.name}: {said}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
