@@ -10,8 +10,9 @@
  * what the vCPU saw, wake-ups included. Rebuild and fault are the pager's own statistics.
  *
  * Fast pages (a patch, or LZ4) and dense ones (a dense patch, or dense alone), each while another core scans
- * the images without pause; then the fast ones without a scan, with the pager on the vCPU's core and on the
- * other one. One line of JSON. Exit 1 on bad use, or if a page comes back wrong.
+ * the images without pause; then the fast ones without a scan, with the pager asleep on the vCPU's core,
+ * asleep on the other one, and spinning there. One line of JSON. Exit 1 on bad use, or if a page comes back
+ * wrong.
  */
 #include "corpus.h"
 
@@ -303,35 +304,81 @@ static struct de_latency since(const struct de_latency *before, const struct de_
     return part;
 }
 
-/* Pager and vCPU where they are told to be; the scan, if any, on the second core. */
-static struct outcome run(const struct host *host, bool scanning, unsigned pager_core)
+struct spinner {
+    struct de_pager *pager;
+    atomic_bool stop;
+    pthread_t thread;
+};
+
+/* A pager that never sleeps. */
+static void *spin(void *argument)
+{
+    struct spinner *spinner = argument;
+    while (!atomic_load_explicit(&spinner->stop, memory_order_relaxed))
+        if (de_pager_serve(spinner->pager) > 0)
+            de_pager_retire(spinner->pager, 1);
+    return NULL;
+}
+
+enum pager_place { ASLEEP_SAME_CORE, ASLEEP_OTHER_CORE, SPINNING };
+
+/* The vCPU on the first core; a scan and a spinning pager on the second. */
+static void touch_all_while(const struct host *host, enum pager_place place, const cpu_set_t *allowed,
+                            struct samples *wait)
+{
+    struct spinner spinner = {.pager = host->pager};
+    sched_setaffinity(0, sizeof *allowed, allowed);
+    stay_on_core(allowed, place == ASLEEP_SAME_CORE ? 0 : 1 % cores());
+    if (place == SPINNING && pthread_create(&spinner.thread, NULL, spin, &spinner) != 0)
+        die("cannot start", "the pager");
+    if (place != SPINNING)
+        require(de_pager_start(host->pager), "cannot start the pager:");
+    sched_setaffinity(0, sizeof *allowed, allowed);
+    stay_on_core(allowed, 0);
+    touch_all(host, wait);
+    atomic_store(&spinner.stop, true);
+    if (place == SPINNING)
+        pthread_join(spinner.thread, NULL);
+    else
+        de_pager_stop(host->pager);
+    sched_setaffinity(0, sizeof *allowed, allowed);
+}
+
+static void start_scan(struct scanner *scanner, const cpu_set_t *allowed)
+{
+    require(de_digester_create(CORPUS_SEED, 0, 1, &scanner->digester), "cannot make a digester:");
+    stay_on_core(allowed, 1 % cores());
+    if (pthread_create(&scanner->thread, NULL, scan, scanner) != 0)
+        die("cannot start", "a scan");
+    sched_setaffinity(0, sizeof *allowed, allowed);
+}
+
+static void stop_scan(struct scanner *scanner)
+{
+    atomic_store(&scanner->stop, true);
+    pthread_join(scanner->thread, NULL);
+    de_digester_free(scanner->digester);
+    if (scanner->scanned == 0)
+        die("nothing was", "scanned");
+}
+
+static struct outcome run(const struct host *host, bool scanning, enum pager_place place)
 {
     cpu_set_t allowed;
-    sched_getaffinity(0, sizeof allowed, &allowed);
     struct outcome outcome = {.wait = {.name = "wait"}};
     struct scanner scanner = {.corpus = host->corpus};
     struct de_pager_statistics before, after;
+    sched_getaffinity(0, sizeof allowed, &allowed);
     evict_all(host);
     to_load = (struct samples){.name = "to load"};
     de_pager_read_statistics(host->pager, &before);
-    require(de_digester_create(CORPUS_SEED, 0, 1, &scanner.digester), "cannot make a digester:");
-    stay_on_core(&allowed, 1 % cores());
-    if (scanning && pthread_create(&scanner.thread, NULL, scan, &scanner) != 0)
-        die("cannot start", "a scan");
-    sched_setaffinity(0, sizeof allowed, &allowed);
-    stay_on_core(&allowed, pager_core);
-    require(de_pager_start(host->pager), "cannot start the pager:");
-    sched_setaffinity(0, sizeof allowed, &allowed);
-    stay_on_core(&allowed, 0);
-    touch_all(host, &outcome.wait);
-    de_pager_stop(host->pager);
-    atomic_store(&scanner.stop, true);
     if (scanning)
-        pthread_join(scanner.thread, NULL);
-    sched_setaffinity(0, sizeof allowed, &allowed);
+        start_scan(&scanner, &allowed);
+    touch_all_while(host, place, &allowed, &outcome.wait);
+    if (scanning)
+        stop_scan(&scanner);
     de_pager_read_statistics(host->pager, &after);
-    de_digester_free(scanner.digester);
-    if (after.loads - before.loads != host->corpus->count || (scanning && scanner.scanned == 0))
+    if (after.loads - before.loads != host->corpus->count)
         die("not all faults were", "measured");
     outcome.to_load = to_load;
     outcome.fault = since(&before.fault, &after.fault);
@@ -367,17 +414,19 @@ int main(int argc, char **argv)
         die("too few different pages in", "the images");
     printf("{\"benchmark\": \"fault\", \"pages\": %zu, \"cores\": %u", corpus.count, cores());
     struct host fast = make_host(&corpus, DE_ENCODING_LZ4);
-    (void)run(&fast, false, 0); /* maps memory; does not count */
-    struct outcome outcome = run(&fast, true, 0);
+    (void)run(&fast, false, ASLEEP_SAME_CORE); /* maps memory; does not count */
+    struct outcome outcome = run(&fast, true, ASLEEP_SAME_CORE);
     print_outcome("fast", &outcome);
-    outcome = run(&fast, false, 0);
+    outcome = run(&fast, false, ASLEEP_SAME_CORE);
     print_outcome("same_core", &outcome);
-    outcome = run(&fast, false, 1 % cores());
+    outcome = run(&fast, false, ASLEEP_OTHER_CORE);
     print_outcome("other_core", &outcome);
+    outcome = run(&fast, false, SPINNING);
+    print_outcome("spinning", &outcome);
     free_host(&fast);
     struct host dense = make_host(&corpus, DE_ENCODING_DENSE);
-    (void)run(&dense, false, 0);
-    outcome = run(&dense, true, 0);
+    (void)run(&dense, false, ASLEEP_SAME_CORE);
+    outcome = run(&dense, true, ASLEEP_SAME_CORE);
     print_outcome("dense", &outcome);
     free_host(&dense);
     puts("}");

@@ -51,9 +51,11 @@ def fault_rows(runs: Runs, whole: bool) -> list[Row]:
         note = f"scan on the other core; to the answer, with the machine's load, {whole_us:.1f} us"
         measured = values(runs, kind, f"to_load_{quantile}_us")
         rows.append(Row(f"event taken to load, {name}, {quantile}", target, measured, " us", judged=whole, note=note))
-    same, other = values(runs, "same_core", "wait_p50_us"), values(runs, "other_core", "wait_p50_us")
-    note = f"pager asleep: on the vCPU's core {min(same):.1f} us, on another {min(other):.1f} us"
-    best = tuple(map(min, zip(same, other, strict=True)))
+    places = ("same_core", "other_core", "spinning")
+    waits = [values(runs, place, "wait_p50_us") for place in places]
+    best = tuple(map(min, zip(*waits, strict=True)))
+    same, other, spinning = map(min, waits)
+    note = f"pager asleep on the vCPU's core {same:.1f} us, on another {other:.1f} us, spinning there {spinning:.1f} us"
     return [*rows, Row("fault as the guest waits, best, p50", 15.0, best, " us", judged=whole, note=note)]
 
 
