@@ -29,12 +29,16 @@ def check_accounting(report: dict[str, Any]) -> None:
     assert sum(report["saving"]["by_technique"].values()) == pytest.approx(expected)
 
 
-def test_a_run_saves_memory_and_gives_every_byte_back(samples: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [[], ["--processes"]])
+def test_a_run_saves_memory_and_gives_every_byte_back(
+    samples: dict[str, Path], tmp_path: Path, where: list[str]
+) -> None:
     domains = "".join(
         f'[[domain]]\nname = "{name}"\nimage = "{path}"\nprogram = "working-set"\ntrust_group = "all"\n'
         for name, path in samples.items()
     )
-    report = run(tmp_path, f"seed = 3\nduration_s = 8\n[engine]\n{FAST}{domains}", "--plot", tmp_path / "plot.svg")
+    text = f"seed = 3\nduration_s = 8\n[engine]\n{FAST}{domains}"
+    report = run(tmp_path, text, "--plot", tmp_path / "plot.svg", *where)
     check_accounting(report)
     assert report["allocated_bytes"] == sum(path.stat().st_size for path in samples.values())
     assert report["saving"]["end"] > 0.6
@@ -93,7 +97,10 @@ def test_a_recorded_trace_writes_what_its_guest_wrote(samples: dict[str, Path], 
     assert report["guest"]["writes"] > 3000
 
 
-def test_above_the_high_watermark_pages_go_to_swap_and_come_back(samples: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [[], ["--processes"]])
+def test_above_the_high_watermark_pages_go_to_swap_and_come_back(
+    samples: dict[str, Path], tmp_path: Path, where: list[str]
+) -> None:
     report = run(
         tmp_path,
         f"""
@@ -110,6 +117,7 @@ def test_above_the_high_watermark_pages_go_to_swap_and_come_back(samples: dict[s
         program = "working-set"
         excursion_fraction = 0.05
         """,
+        *where,
     )
     check_accounting(report)
     assert report["guest"]["wrong_bytes"] == 0
@@ -120,10 +128,11 @@ def test_above_the_high_watermark_pages_go_to_swap_and_come_back(samples: dict[s
     assert not (tmp_path / "swapfile").exists()
 
 
-def test_a_swap_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [[], ["--processes"]])
+def test_a_swap_file_that_cannot_be_made_is_refused(tmp_path: Path, where: list[str]) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text("[machine]\nswap_mib = 1\nswap_path = 'none/swap'\n[[domain]]\nmemory_mib = 1\n")
-    line = refusal_of("simulate", path)
+    line = refusal_of("simulate", path, *where)
     assert "swap_path = " in line and "none/swap" in line and "No such file" in line
     (tmp_path / "taken").write_text("something of value")
     path.write_text("[machine]\nswap_mib = 1\nswap_path = 'taken'\n[[domain]]\nmemory_mib = 1\n")

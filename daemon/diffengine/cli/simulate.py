@@ -39,6 +39,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add("scenario", metavar="SCENARIO", help="a .toml file, or the name of a shipped scenario")
     add("--json", action="store_true", help="print JSON instead of tables (keys: docs/simulate.md)")
     add("--plot", metavar="FILE", help="draw memory and stalls over time into FILE.png or FILE.svg")
+    add("--processes", action="store_true", help="run machine and pager each in a process of its own")
     add("--virtual", action="store_true", help="run in virtual time")
     add(
         "--images",
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     scenario = load_scenario(find_scenario(arguments.scenario), folders)
     console = output()
     with live_table(console, scenario.duration_s) as watch:
-        result = simulate(scenario, None if arguments.json else watch)
+        result = simulate(scenario, None if arguments.json else watch, arguments.processes)
     if arguments.plot:
         save(result, arguments.plot)
     if arguments.json:

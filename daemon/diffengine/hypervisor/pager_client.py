@@ -272,6 +272,7 @@ class PagerClient:
             cpu_s=page.cpu_ns / 1e9,
             rebuild_us=_percentiles(own.rebuild),
             fault_us=_percentiles(own.fault),
+            swap_limit_bytes=int(swap.slots) * PAGE_BYTES,
         )
 
 

@@ -9,15 +9,12 @@ import numpy as np
 from diffengine.hypervisor.embedded import (
     FreeAs,
     Generated,
-    Machine,
-    Program,
     ProgramKind,
     ProgramOptions,
 )
 from diffengine.images import ImageSet
 from diffengine.native import Addresses, Digester, PageKind, PageNumbers
 from diffengine.simulation.scenario import (
-    PAGE_BYTES,
     PAGES_PER_MIB,
     SPARE_MIB,
     SPARE_SHARE,
@@ -85,10 +82,6 @@ def mib(pages: int) -> str:
     return f"{pages / PAGES_PER_MIB:g}"
 
 
-def start_program(machine: Machine, domid: int, plan: DomainPlan, seed: int) -> Program:
-    return Program(machine, domid, program_options(plan, seed))
-
-
 def program_options(plan: DomainPlan, seed: int) -> ProgramOptions:
     program = plan.scenario.program
     hot = working_set(plan, program, seed) if program.kind in ("working-set", "trace") else None
@@ -121,8 +114,3 @@ def working_set(plan: DomainPlan, program: ProgramScenario, seed: int) -> PageNu
     nonzero = nonzero if len(nonzero) else np.arange(plan.gfns, dtype=np.uint32)
     count = max(1, round(len(nonzero) * program.working_set))
     return np.random.default_rng(seed).permutation(nonzero)[:count]
-
-
-def store_limit(frames: int) -> int:
-    """Bytes: the machine's whole memory. The engine is to save memory, which a fuller store would not."""
-    return frames * PAGE_BYTES

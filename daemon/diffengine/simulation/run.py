@@ -1,34 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One simulation: machine, guests, pager and engine in this process, sampled once a second."""
+"""One simulation: guests and engine at work, sampled once a second."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.engine import Engine, EngineReport
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.embedded import Machine, Pager, Program, ProgramResult, Swap
+from diffengine.hypervisor.embedded import ProgramResult
 from diffengine.hypervisor.protocol import HostMemory, PagerCounters
 from diffengine.images import ImageSet, open_images
-from diffengine.native import NativeError, Store
-from diffengine.simulation.guests import (
-    DomainPlan,
-    machine_frames,
-    plan_domains,
-    start_program,
-    store_limit,
-)
-from diffengine.simulation.scenario import PAGE_BYTES, Scenario, ScenarioError
+from diffengine.simulation.guests import DomainPlan, machine_frames, plan_domains, program_options
+from diffengine.simulation.hosts import Parts, RunningProgram, in_process, in_processes
+from diffengine.simulation.scenario import PAGE_BYTES, Scenario
 
 MOST_SAMPLE_INTERVAL_S = 1.0
 FEWEST_SAMPLES = 50
+# A pager in its own process publishes its statistics ten times a second.
+STATISTICS_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -90,21 +84,22 @@ class SimulationResult:
 class Simulation:
     """Everything that runs, from `start` to `finish`."""
 
-    def __init__(self, scenario: Scenario, plans: Sequence[DomainPlan], machine: Machine, pager: Pager) -> None:
+    def __init__(self, scenario: Scenario, plans: Sequence[DomainPlan], parts: Parts) -> None:
         self._scenario = scenario
         self._plans = plans
-        self._machine = machine
-        self._pager = pager
-        self._engine = Engine(machine, pager, scenario.engine)
-        self._programs: list[Program] = []
+        self._parts = parts
+        self._machine = parts.machine
+        self._pager = parts.pager
+        self._engine = Engine(parts.machine, parts.pager, scenario.engine)
+        self._programs: list[RunningProgram] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_engine, name="engine")
         self._failure: BaseException | None = None
         self._start_s = 0.0
         self._domids = []
         for plan in plans:
-            domid = machine.create_domain(plan.content)
-            pager.add_domain(domid, plan.gfns)
+            domid = self._machine.create_domain(plan.content)
+            self._pager.add_domain(domid, plan.gfns)
             minimum = int(plan.scenario.min_resident_mib * (1 << 20)) // PAGE_BYTES
             self._engine.add_domain(domid, plan.gfns, plan.scenario.trust_group, minimum)
             self._domids.append(domid)
@@ -112,7 +107,8 @@ class Simulation:
     def start(self) -> None:
         self._start_s = time.monotonic()
         for number, (domid, plan) in enumerate(zip(self._domids, self._plans, strict=True)):
-            self._programs.append(start_program(self._machine, domid, plan, self._scenario.seed * 1000 + number))
+            options = program_options(plan, self._scenario.seed * 1000 + number)
+            self._programs.append(self._parts.start(domid, options))
         self._thread.start()
 
     def _run_engine(self) -> None:
@@ -138,6 +134,7 @@ class Simulation:
         self.stop()
         joined = [program.join() for program in self._programs]
         self._programs.clear()
+        time.sleep(STATISTICS_S)
         return self.sample([result for result, _ in joined]), [fault_ns for _, fault_ns in joined]
 
     def stop(self) -> None:
@@ -157,57 +154,30 @@ class Simulation:
 
 
 @contextmanager
-def _simulation(scenario: Scenario, images: ImageSet | None) -> Iterator[tuple[Simulation, int]]:
+def _simulation(scenario: Scenario, images: ImageSet | None, processes: bool) -> Iterator[tuple[Simulation, int]]:
     """A simulation that has not started, and how many bytes its domains have."""
     plans = plan_domains(scenario, images)
     frames = machine_frames(scenario, plans)
-    machine = Machine(frames)
-    with _swap(scenario) as swap, Store(store_limit(frames)) as store:
-        pager = Pager(machine, store, swap)
+    host = in_processes if processes else in_process
+    with host(scenario.machine, frames) as parts:
+        simulation = Simulation(scenario, plans, parts)
         try:
-            simulation = Simulation(scenario, plans, machine, pager)
-            try:
-                yield simulation, sum(plan.gfns for plan in plans) * PAGE_BYTES
-            finally:
-                simulation.close()
+            yield simulation, sum(plan.gfns for plan in plans) * PAGE_BYTES
         finally:
-            pager.close()
+            simulation.close()
 
 
-@contextmanager
-def _swap(scenario: Scenario) -> Iterator[Swap | None]:
-    """The scenario's swap file, if it has one; it is gone afterwards. Raises ScenarioError if it can't be made."""
-    machine = scenario.machine
-    if not machine.swap_mib:
-        yield None
-        return
-    with ExitStack() as stack:
-        if machine.swap_path is None:
-            path = Path(stack.enter_context(TemporaryDirectory(prefix="diffengine-"))) / "swap"
-        else:
-            path = machine.swap_path
-            if path.exists():
-                raise ScenarioError(f"[machine] swap_path = {str(path)!r}: must be a file that does not exist yet")
-        try:
-            swap = Swap(path, machine.swap_mib << 20)
-        except NativeError as error:
-            raise ScenarioError(
-                f"[machine] swap_path = {str(path)!r}, swap_mib = {machine.swap_mib}: must be a file that can be "
-                f"written, on a disk with that much room: {error}"
-            ) from error
-        stack.callback(path.unlink, missing_ok=True)
-        stack.callback(swap.close)
-        yield swap
-
-
-def simulate(scenario: Scenario, watch: Callable[[Sample, int], None] | None = None) -> SimulationResult:
-    """Runs a scenario to its end. `watch` is called with each sample, and the bytes of all domains.
+def simulate(
+    scenario: Scenario, watch: Callable[[Sample, int], None] | None = None, processes: bool = False
+) -> SimulationResult:
+    """Runs a scenario to its end. `watch` is called with each sample, and the bytes of all domains. `processes`:
+    machine and pager each in a process of its own.
 
     Raises ScenarioError before anything starts if the machine is too small, DiffengineError if it can't be made.
     """
     with ExitStack() as stack:
         images = stack.enter_context(open_images(scenario.images)) if scenario.images else None
-        simulation, allocated = stack.enter_context(_simulation(scenario, images))
+        simulation, allocated = stack.enter_context(_simulation(scenario, images, processes))
         simulation.start()
         samples = []
         interval_s = min(MOST_SAMPLE_INTERVAL_S, scenario.duration_s / FEWEST_SAMPLES)

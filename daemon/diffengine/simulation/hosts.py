@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a simulation runs: machine and pager in this process, or each in one of its own, as they are in production."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.hypervisor import protocol
+from diffengine.hypervisor.embedded import Machine, Pager, Program, ProgramOptions, ProgramResult, Swap
+from diffengine.hypervisor.machine_process import MachineClient, MachineProcess
+from diffengine.hypervisor.pager_client import PagerClient
+from diffengine.native import Addresses, NativeError, Store
+from diffengine.simulation.scenario import PAGE_BYTES, MachineScenario, ScenarioError
+
+PAGER_PROGRAM = Path(__file__).parents[1] / "bin" / "diffengine-pager"
+# Its page table and store are memory: they must lie on a tmpfs.
+TMPFS = "/dev/shm"
+
+
+class SimulatedMachine(protocol.Host, Protocol):
+    """A host that domains can be made on."""
+
+    def create_domain(self, pages: Addresses) -> int: ...
+
+    def resident_bytes(self) -> int: ...
+
+
+class RunningProgram(Protocol):
+    """A guest program that was started. `join` waits for the end that `stop` asked for."""
+
+    def read(self) -> ProgramResult: ...
+
+    def stop(self) -> None: ...
+
+    def join(self) -> tuple[ProgramResult, NDArray[np.uint64]]: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a simulation needs. start: starts a program in a domain."""
+
+    machine: SimulatedMachine
+    pager: protocol.Pager
+    start: Callable[[int, ProgramOptions], RunningProgram]
+
+
+@contextmanager
+def in_process(machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
+    """Machine and pager on threads of this process."""
+    machine = Machine(frames)
+    with ExitStack() as stack:
+        path = stack.enter_context(_swap_path(machine_scenario))
+        swap = None
+        if path:
+            with _refused_swap(machine_scenario, path):
+                swap = Swap(path, machine_scenario.swap_mib << 20)
+            stack.callback(swap.close)
+        store = stack.enter_context(Store(frames * PAGE_BYTES))
+        pager = Pager(machine, store, swap)
+        stack.callback(pager.close)
+        yield Parts(machine, pager, lambda domid, options: Program(machine, domid, options))
+
+
+@contextmanager
+def in_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
+    """diffengine-machine and diffengine-pager, started and ended with the block."""
+    with ExitStack() as stack:
+        path = stack.enter_context(_swap_path(machine_scenario))
+        process = stack.enter_context(MachineProcess(frames))
+        machine = process.connect()
+        stack.callback(machine.close)
+        state = Path(stack.enter_context(TemporaryDirectory(prefix="diffengine-", dir=TMPFS)))
+        arguments = ["--state", str(state), "--machine", str(process.socket_path)]
+        arguments += ["--store-mib", str(max(1, frames * PAGE_BYTES >> 20))]
+        if path:
+            arguments += ["--swap", str(path), "--swap-mib", str(machine_scenario.swap_mib)]
+        with _refused_swap(machine_scenario, path):
+            stack.enter_context(_pager_process(arguments))
+        pager = PagerClient(state)
+        stack.callback(pager.close)
+        yield Parts(machine, pager, lambda domid, options: ProgramOfMachine(machine, domid, options))
+
+
+class ProgramOfMachine:
+    """A program in the machine's process."""
+
+    def __init__(self, machine: MachineClient, domid: int, options: ProgramOptions) -> None:
+        self._machine = machine
+        self._number = machine.start_program(domid, options)
+
+    def read(self) -> ProgramResult:
+        return self._machine.read_program(self._number)
+
+    def stop(self) -> None:
+        """`join` does both."""
+
+    def join(self) -> tuple[ProgramResult, NDArray[np.uint64]]:
+        return self._machine.stop_program(self._number)
+
+
+@contextmanager
+def _pager_process(arguments: list[str]) -> Iterator[None]:
+    command = [str(PAGER_PROGRAM), *arguments, "--parent", str(os.getpid())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        if process.stdout is None or process.stdout.readline() != "ready\n":
+            _, reason = process.communicate()
+            raise NativeError(reason.strip() or "diffengine-pager did not start")
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@contextmanager
+def _swap_path(machine: MachineScenario) -> Iterator[Path | None]:
+    """Where the swap file is to be, if there is to be one; it is gone afterwards."""
+    if not machine.swap_mib:
+        yield None
+        return
+    with ExitStack() as stack:
+        if machine.swap_path is None:
+            yield Path(stack.enter_context(TemporaryDirectory(prefix="diffengine-"))) / "swap"
+            return
+        if machine.swap_path.exists():
+            raise ScenarioError(
+                f"[machine] swap_path = {str(machine.swap_path)!r}: must be a file that does not exist yet"
+            )
+        stack.callback(machine.swap_path.unlink, missing_ok=True)
+        yield machine.swap_path
+
+
+@contextmanager
+def _refused_swap(machine: MachineScenario, path: Path | None) -> Iterator[None]:
+    """Says which keys are to blame if the swap file can't be made."""
+    try:
+        yield
+    except NativeError as error:
+        if path is None:
+            raise
+        raise ScenarioError(
+            f"[machine] swap_path = {str(path)!r}, swap_mib = {machine.swap_mib}: must be a file that can be "
+            f"written, on a disk with that much room: {error}"
+        ) from error
