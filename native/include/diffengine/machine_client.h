@@ -8,6 +8,7 @@
  * threads of the machine that run them. Everything a client sends is checked. When a client's process ends,
  * however it ends, its mappings are released, its vCPUs go, and the rings it served stay with all that is in
  * them, for paging_take_over(); its domains and programs live on.
+ * (A child forked without exec shares the connection: then it ends when both have.)
  *
  * Functions return 0 (or a count) or a negative errno value, as their counterparts in machine.h and program.h
  * do; besides those, -ECONNRESET: the machine is gone, and -EPROTO: it speaks another version. Any thread may
