@@ -64,13 +64,14 @@ def bench(
     groups: Sequence[str] | None = None,
     min_resident: int = 0,
     machine_type: type[Machine] = Machine,
+    pager_type: type[Pager] = Pager,
     store_bytes: int = 64 << 20,
 ) -> Iterator[Bench]:
     """One domain for each of `contents`, in the trust groups given (else all in one)."""
     machine = machine_type(sum(map(len, contents)) * 2 + 64)
     clock = Clock()
     with Store(store_bytes) as store:
-        pager = Pager(machine, store)
+        pager = pager_type(machine, store)
         try:
             engine = Engine(machine, pager, options, clock)
             made = Bench(machine, pager, store, engine, clock, contents)

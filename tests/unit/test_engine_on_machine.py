@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from diffengine.engine import BUILT_IN_POLICIES, EngineOptions, Policy, State, Technique
-from diffengine.hypervisor.embedded import Machine
-from diffengine.hypervisor.protocol import Capabilities
+from diffengine.hypervisor.embedded import Machine, Pager
+from diffengine.hypervisor.protocol import Capabilities, NewObjects, ObjectIds
+from diffengine.native import NONE
 from engine_host import PAGE, Bench, Pages, bench, random_pages, similar_pages, text_pages
 
 # Enough sweeps for the default policy: two quiet visits, C3, C4, a model.
@@ -235,3 +236,21 @@ def test_all_memory_is_accounted_for() -> None:
         assert memory.used == with_frame - memory.sharing_saved
         saved = sum(report.saved_by.values())
         assert 300 * PAGE - saved == pytest.approx(memory.used * PAGE + counters.store_bytes, rel=0.1)
+
+
+class ForgetfulPager(Pager):
+    """References go between their rebuild and the put of the patches against them."""
+
+    def put(self, objects: NewObjects) -> ObjectIds:
+        gone = np.where(objects.reference_ids != NONE, np.uint32(NONE - 1), objects.reference_ids)
+        return super().put(replace(objects, reference_ids=gone))
+
+
+def test_references_that_go_meanwhile_cost_a_patch_and_no_more() -> None:
+    with bench([similar_pages(60), similar_pages(60)], NO_LIMITS, pager_type=ForgetfulPager) as run:
+        run.sweep(4)
+        objects = run.store.statistics().objects
+        run.sweep(ENOUGH_SWEEPS)
+        assert run.engine.report().reasons["reference_gone"] > 0
+        assert run.store.statistics().objects <= 120 + 1 and objects <= 120
+        assert run.read_all(0) == run.read_all(1) == 0

@@ -26,6 +26,7 @@ from diffengine.native import (
     EncodedBatch,
     EncodeOptions,
     Encoding,
+    NativeError,
     PageCopies,
     PageEncoder,
     PageNumbers,
@@ -294,6 +295,11 @@ class Evictor:
             )
         except StoreFullError:
             self._reasons.add(Reason.STORE_FULL, len(rows))
+            return rows[:0]
+        except NativeError:
+            # A reference's page came back since it was rebuilt here. There is always a next visit.
+            self._table.notes[job.pages[rows]] &= ~INDEXED
+            self._reasons.add(Reason.REFERENCE_GONE, len(rows))
             return rows[:0]
         # Between reading a reference's object and putting patches, its page may have come back and its object's number
         # been given to another page, even one of another trust group.

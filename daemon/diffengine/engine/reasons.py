@@ -19,6 +19,7 @@ class Reason(StrEnum):
     TABLE_FULL = "sharing_table_full"
     NO_REFERENCE = "no_similar_page"
     REFERENCE_IN_USE = "reference_in_use"
+    REFERENCE_GONE = "reference_gone"
     PATCH_TOO_LARGE = "patch_too_large"
     INCOMPRESSIBLE = "incompressible"
     FAULT_LIMIT = "fault_limit"

@@ -37,6 +37,7 @@ from diffengine.native import (
     Bytes,
     Encoding,
     FullError,
+    NativeError,
     Rebuilder,
     Store,
     as_addresses,
@@ -324,9 +325,11 @@ class Pager:
                 ids,
                 objects.model_id,
             )
-        except FullError as error:
+        except NativeError as error:
             self._store.release(ids[count:])
-            raise StoreFullError("the store is full; allow it more memory") from error
+            if isinstance(error, FullError):
+                raise StoreFullError("the store is full; allow it more memory") from error
+            raise
         return ids[count:]
 
     def put_model(self, model: bytes) -> int:

@@ -211,8 +211,8 @@ class Pager(Protocol):
         of its own on each object."""
 
     def put(self, objects: NewObjects) -> ObjectIds:
-        """Puts objects, each with one reference that is the caller's. Raises StoreFullError; then none of them stays,
-        and no id is valid."""
+        """Puts objects, each with one reference that is the caller's. Raises StoreFullError, or NativeError if a
+        reference is not there any more, or in swap; then none of them stays, and no id is valid."""
 
     def put_model(self, model: bytes) -> int:
         """Puts the model that dense objects are coded with; its object's id. Raises StoreFullError."""
