@@ -30,6 +30,8 @@ enum {
     MOST_PAGES = 16384,
     TRAINING_STEP = 8,
     SCAN_BATCH = 512,
+    SPARSE_PAGES = 256,
+    SPARSE_PAUSE_US = 10000,
     /* Of a patch: it must pay for its reference's id, and the header's larger size. */
     REFERENCE_BYTES = 4,
 };
@@ -277,14 +279,21 @@ static uint32_t *random_order(size_t count)
     return order;
 }
 
-static void touch_all(const struct host *host, struct samples *wait)
+struct touches {
+    size_t count;
+    useconds_t pause_us; /* before each */
+};
+
+static void touch(const struct host *host, struct touches touches, struct samples *wait)
 {
     static uint8_t page[DE_PAGE_SIZE];
     struct de_vcpu *vcpu;
     if (de_vcpu_create(host->machine, host->domain, &vcpu) != 0)
         die("cannot make", "a vCPU");
     uint32_t *order = random_order(host->corpus->count);
-    for (size_t i = 0; i < host->corpus->count; i++) {
+    for (size_t i = 0; i < touches.count; i++) {
+        if (touches.pause_us > 0)
+            usleep(touches.pause_us);
         uint64_t begin_ns = now_ns();
         if (de_machine_guest_read(vcpu, order[i], 0, page, DE_PAGE_SIZE) != 0)
             die("a guest cannot", "read");
@@ -323,8 +332,8 @@ static void *spin(void *argument)
 enum pager_place { ASLEEP_SAME_CORE, ASLEEP_OTHER_CORE, SPINNING };
 
 /* The vCPU on the first core; a scan and a spinning pager on the second. */
-static void touch_all_while(const struct host *host, enum pager_place place, const cpu_set_t *allowed,
-                            struct samples *wait)
+static void touch_served(const struct host *host, enum pager_place place, struct touches touches,
+                         const cpu_set_t *allowed, struct samples *wait)
 {
     struct spinner spinner = {.pager = host->pager};
     sched_setaffinity(0, sizeof *allowed, allowed);
@@ -335,7 +344,7 @@ static void touch_all_while(const struct host *host, enum pager_place place, con
         require(de_pager_start(host->pager), "cannot start the pager:");
     sched_setaffinity(0, sizeof *allowed, allowed);
     stay_on_core(allowed, 0);
-    touch_all(host, wait);
+    touch(host, touches, wait);
     atomic_store(&spinner.stop, true);
     if (place == SPINNING)
         pthread_join(spinner.thread, NULL);
@@ -362,7 +371,8 @@ static void stop_scan(struct scanner *scanner)
         die("nothing was", "scanned");
 }
 
-static struct outcome run(const struct host *host, bool scanning, enum pager_place place)
+static struct outcome run_touches(const struct host *host, bool scanning, enum pager_place place,
+                                  struct touches touches)
 {
     cpu_set_t allowed;
     struct outcome outcome = {.wait = {.name = "wait"}};
@@ -374,16 +384,28 @@ static struct outcome run(const struct host *host, bool scanning, enum pager_pla
     de_pager_read_statistics(host->pager, &before);
     if (scanning)
         start_scan(&scanner, &allowed);
-    touch_all_while(host, place, &allowed, &outcome.wait);
+    touch_served(host, place, touches, &allowed, &outcome.wait);
     if (scanning)
         stop_scan(&scanner);
     de_pager_read_statistics(host->pager, &after);
-    if (after.loads - before.loads != host->corpus->count)
+    if (after.loads - before.loads != touches.count)
         die("not all faults were", "measured");
     outcome.to_load = to_load;
     outcome.fault = since(&before.fault, &after.fault);
     outcome.rebuild = since(&before.rebuild, &after.rebuild);
     return outcome;
+}
+
+static struct outcome run(const struct host *host, bool scanning, enum pager_place place)
+{
+    return run_touches(host, scanning, place, (struct touches){.count = host->corpus->count});
+}
+
+/* Leaves pages out: a host's last run. */
+static struct outcome run_sparse(const struct host *host)
+{
+    struct touches touches = {.count = SPARSE_PAGES, .pause_us = SPARSE_PAUSE_US};
+    return run_touches(host, false, ASLEEP_SAME_CORE, touches);
 }
 
 static void print_latency(const char *name, const struct de_latency *latency)
@@ -423,11 +445,15 @@ int main(int argc, char **argv)
     print_outcome("other_core", &outcome);
     outcome = run(&fast, false, SPINNING);
     print_outcome("spinning", &outcome);
+    outcome = run_sparse(&fast);
+    print_outcome("fast_sparse", &outcome);
     free_host(&fast);
     struct host dense = make_host(&corpus, DE_ENCODING_DENSE);
     (void)run(&dense, false, ASLEEP_SAME_CORE);
     outcome = run(&dense, true, ASLEEP_SAME_CORE);
     print_outcome("dense", &outcome);
+    outcome = run_sparse(&dense);
+    print_outcome("dense_sparse", &outcome);
     free_host(&dense);
     puts("}");
     return 0;
