@@ -194,9 +194,11 @@ def main(work: str, *names: str) -> int:
     for part in ("native", "tests", "meson.build", "meson_options.txt", "LICENSE"):
         origin = ROOT / part
         if origin.is_dir():
-            shutil.copytree(origin, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                origin, copy / part, ignore=shutil.ignore_patterns("__pycache__"), copy_function=shutil.copyfile
+            )
         elif origin.exists():
-            shutil.copy(origin, copy / part)
+            shutil.copyfile(origin, copy / part)
     if not (build / "build.ninja").exists():
         subprocess.run(
             ["meson", "setup", str(build), str(copy), "-Dpython=false", "-Dtests=true", "-Dwerror=false"],
