@@ -106,12 +106,6 @@ MUTATIONS = (
         "if (!result && !pages[0])",
     ),
     Mutation(
-        "a stale handle is as good as a live one",
-        "machine/sharing.c",
-        "return machine->frames[frame].share->handle == handle ? frame : FRAME_NONE;",
-        "return handle ? frame : FRAME_NONE;",
-    ),
-    Mutation(
         "no wait for a vCPU in the middle of an access",
         "machine/p2m.c",
         "        wait_for_vcpus(domain, gfn);\n}",
