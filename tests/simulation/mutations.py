@@ -136,7 +136,7 @@ MUTATIONS = (
         "        domain->phases[slot] = EVENT_IDLE;",
     ),
     Mutation(
-        "an eviction's end lost when a server lets go of it (found in the pager by virtual time)",
+        "an eviction's end lost when a server lets go of it (found by reading; rare, so often missed)",
         "pager/proposal.c",
         "        else if (entry_pack(now) != entry_pack(evicting))\n            return false;",
         "        else\n            return false;",
