@@ -65,6 +65,7 @@ static void *run(void *argument)
     guest->result.run_ns = block_now_ns() - start_ns;
     /* Stopped out of a wait: that was asked for. */
     guest->result.status = error == -EINTR ? 0 : error;
+    atomic_store(&guest->progress, options->operations);
     return NULL;
 }
 

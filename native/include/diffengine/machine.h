@@ -180,7 +180,7 @@ struct de_guest_result {
  */
 int de_guest_start(struct de_machine *machine, uint16_t domain, const struct de_guest_options *options,
                    struct de_guest **guest);
-/** Operations done so far. Any thread. */
+/** Operations done so far; once it has ended, all of them, those given up on an early end too. Any thread. */
 uint64_t de_guest_progress(const struct de_guest *guest);
 /** Ask it to end soon, also out of an access that waits for ever. */
 void de_guest_stop(struct de_guest *guest);
