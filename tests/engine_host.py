@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.engine import Engine, EngineOptions
-from diffengine.hypervisor.embedded import Guest, Machine, Pager
+from diffengine.hypervisor.embedded import Machine, Pager
+from diffengine.hypervisor.programs import Guest
 from diffengine.native import Store
 
 PAGE = 4096

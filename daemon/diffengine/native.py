@@ -64,6 +64,17 @@ class Encoding(IntEnum):
     MODEL = lib.DE_ENCODING_MODEL
 
 
+@dataclass(frozen=True)
+class Binding:
+    """A build of the C core, of machine and pager, that Python can call. What one of them made the others can't use."""
+
+    ffi: Any
+    lib: Any
+
+
+NATIVE = Binding(ffi, lib)
+
+
 class NativeError(DiffengineError):
     """A call into the C core failed: out of memory, a store that is full, a file that can't be made."""
 
@@ -110,11 +121,11 @@ def as_addresses(addresses: Addresses) -> Any:
     return ffi.cast("const uint8_t *const *", readable("uint64_t[]", addresses))
 
 
-def _made(create: Any, free: Any, kind: str, doing: str, *arguments: Any) -> Any:
+def _made(create: Any, free: Any, kind: str, doing: str, *arguments: Any, binding: Binding = NATIVE) -> Any:
     """What a `*_create` function gives, to be freed with `free` when Python drops it."""
-    result = ffi.new(f"struct {kind} **")
+    result = binding.ffi.new(f"struct {kind} **")
     check(create(*arguments, result), doing)
-    return ffi.gc(result[0], free)
+    return binding.ffi.gc(result[0], free)
 
 
 class Digester:
@@ -467,10 +478,11 @@ class StoreStatistics:
 class Store:
     """A content store in memory of its own, or in a file. Close it before its file is removed."""
 
-    def __init__(self, max_bytes: int, path: str | None = None) -> None:
+    def __init__(self, max_bytes: int, path: str | None = None, binding: Binding = NATIVE) -> None:
+        self.binding, ffi = binding, binding.ffi
         c_path = ffi.NULL if path is None else ffi.new("char[]", os.fsencode(path))
         result = ffi.new("struct de_store **")
-        check(lib.de_store_create(c_path, max_bytes, result), f"making the store {path or 'in memory'}")
+        check(binding.lib.de_store_create(c_path, max_bytes, result), f"making the store {path or 'in memory'}")
         self.handle = result[0]
 
     def put(
@@ -488,7 +500,7 @@ class Store:
 
         `ids`, by page number, gives the references' objects and takes the new ones.
         """
-        status = lib.de_store_put_batch(
+        status = self.binding.lib.de_store_put_batch(
             self.handle,
             as_addresses(payloads),
             readable("uint16_t[]", sizes),
@@ -504,34 +516,35 @@ class Store:
 
     def release(self, ids: NDArray[np.uint32]) -> None:
         """Gives up one reference on each object; NONE entries are passed over."""
-        status = lib.de_store_release_batch(self.handle, readable("uint32_t[]", ids), len(ids))
+        status = self.binding.lib.de_store_release_batch(self.handle, readable("uint32_t[]", ids), len(ids))
         check(status, "releasing objects")
 
     def compact(self) -> int:
         """Moves objects together so that frames come free; the bytes given back."""
-        return int(lib.de_store_compact(self.handle))
+        return int(self.binding.lib.de_store_compact(self.handle))
 
     def put_model(self, model: DenseModel) -> int:
         """Puts a dense model; its object id."""
+        ffi = self.binding.ffi
         payload = ffi.from_buffer("uint8_t[]", model.save())
         new_object = ffi.new(
             "struct de_object *",
             {"encoding": int(Encoding.MODEL), "payload": payload, "payload_bytes": len(payload)},
         )
         result = ffi.new("uint32_t *")
-        check(lib.de_store_put(self.handle, new_object, result), "putting a model into the store")
+        check(self.binding.lib.de_store_put(self.handle, new_object, result), "putting a model into the store")
         return int(result[0])
 
     def statistics(self) -> StoreStatistics:
-        c_statistics = ffi.new("struct de_store_statistics *")
-        lib.de_store_statistics(self.handle, c_statistics)
+        c_statistics = self.binding.ffi.new("struct de_store_statistics *")
+        self.binding.lib.de_store_statistics(self.handle, c_statistics)
         names = StoreStatistics.__dataclass_fields__
         return StoreStatistics(**{name: int(getattr(c_statistics, name)) for name in names})
 
     def close(self) -> None:
         """Frees the store's memory. No rebuilder of it may be left."""
         if self.handle is not None:
-            lib.de_store_close(self.handle)
+            self.binding.lib.de_store_close(self.handle)
             self.handle = None
 
     def __enter__(self) -> Self:
@@ -547,22 +560,24 @@ class Rebuilder:
     """Rebuilds pages from a store, for one thread. Drop it before the store is closed."""
 
     def __init__(self, store: Store) -> None:
+        self._binding = store.binding
         self._rebuilder = _made(
-            lib.de_rebuilder_create,
-            lib.de_rebuilder_free,
+            self._binding.lib.de_rebuilder_create,
+            self._binding.lib.de_rebuilder_free,
             "de_rebuilder",
             "making a rebuilder",
             store.handle,
+            binding=self._binding,
         )
 
     def close(self) -> None:
         """Frees it now; a store may only be closed when no rebuilder of it is left."""
-        ffi.release(self._rebuilder)
+        self._binding.ffi.release(self._rebuilder)
 
     def rebuild(self, ids: NDArray[np.uint32], pages: Bytes) -> NDArray[np.bool_]:
         """Rebuilds n objects into pages (n * PAGE_BYTES); False for one that is not there, or corrupt."""
         right = np.empty(len(ids), dtype=np.uint8)
-        lib.de_rebuild_batch(
+        self._binding.lib.de_rebuild_batch(
             self._rebuilder,
             readable("uint32_t[]", ids),
             len(ids),
@@ -574,7 +589,7 @@ class Rebuilder:
     def verify(self, ids: NDArray[np.uint32], pages: Addresses) -> NDArray[np.bool_]:
         """Whether object ids[i] rebuilds to exactly the page at pages[i]."""
         right = np.empty(len(ids), dtype=np.uint8)
-        lib.de_rebuild_verify_batch(
+        self._binding.lib.de_rebuild_verify_batch(
             self._rebuilder, readable("uint32_t[]", ids), as_addresses(pages), len(ids), writable("uint8_t[]", right)
         )
         return right.astype(np.bool_)

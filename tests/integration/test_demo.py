@@ -18,7 +18,8 @@ from diffengine.analysis.census import Census, Identical
 from diffengine.demo import DemoResult, Memory, check_result
 from diffengine.demo.run import MOST_SHARERS, pages_alone, sharing_pairs
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.embedded import GuestResult, PagerStatistics
+from diffengine.hypervisor.embedded import PagerStatistics
+from diffengine.hypervisor.programs import GuestResult
 from diffengine.native import NONE, PageKind
 from page_fixtures import PAGE, random_page, text_page, word_page, write_image
 

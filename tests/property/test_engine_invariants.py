@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from diffengine.engine import BUILT_IN_POLICIES, EngineOptions, Policy, State, Technique
 from diffengine.engine.visits import portion, portions_of_sweep
-from diffengine.hypervisor.embedded import Guest
+from diffengine.hypervisor.programs import Guest
 from engine_host import PAGE, Bench, Pages, addresses, bench, random_pages, similar_pages, text_pages
 
 KINDS = ("zero", "random", "text", "similar", "same")

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffengine.hypervisor.embedded import MachineError, Pager, ProgramKind, ProgramOptions, Proposal
+from diffengine.hypervisor.embedded import Pager
+from diffengine.hypervisor.machine import MachineError
 from diffengine.hypervisor.machine_process import PROGRAM, MachineProcess
+from diffengine.hypervisor.programs import ProgramKind, ProgramOptions
+from diffengine.hypervisor.protocol import Outcome
 from diffengine.native import NONE, EncodeOptions, Encoding, PageEncoder, Store, checksums
 from page_fixtures import PAGE, Pages, random_page, text_page
 
@@ -70,7 +73,7 @@ def test_pager_serves_a_guest_of_another_process() -> None:
         pager = Pager(client, store)
         pager.add_domain(domid, COUNT)
         results = pager.evict(np.full(COUNT, domid, np.uint16), numbers, objects)
-        assert set(results.tolist()) == {Proposal.DONE}
+        assert set(results.tolist()) == {Outcome.DONE}
         assert client.resident_bytes() == 0
         # A second client: the daemon starts guests, the pager serves them.
         daemon = process.connect()

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from diffengine._native import lib
 from numpy.typing import NDArray
 
-from diffengine.hypervisor.embedded import Guest, GuestResult, Machine, MachineError, Pager, Proposal
+from diffengine.hypervisor.embedded import Machine, Pager
+from diffengine.hypervisor.machine import MachineError
+from diffengine.hypervisor.programs import Guest, GuestResult
+from diffengine.hypervisor.protocol import Outcome
 from diffengine.native import NONE, EncodeOptions, Encoding, NativeError, PageEncoder, Store, checksums
 from page_fixtures import PAGE, Pages, random_page, text_page
 
@@ -75,9 +79,11 @@ def test_a_domain_s_frames_are_counted_by_the_kernel() -> None:
     assert (accounting.frames, accounting.used, accounting.free) == (1000, 100, 900)
 
 
-def test_a_machine_that_is_too_small_says_so() -> None:
+def test_a_machine_that_is_too_small_says_so_and_keeps_nothing() -> None:
+    machine = Machine(3)
     with pytest.raises(MachineError, match="the machine has no frames left for 2 pages; make it larger"):
-        Machine(3).create_domain(Pages(PAGES).addresses)
+        machine.create_domain(Pages(PAGES).addresses)
+    assert (machine.accounting().free, machine.domains()) == (3, ())
     with pytest.raises(MachineError, match="making a machine of 0 frames"):
         Machine(0)
     with pytest.raises(MachineError, match="creating a domain"):
@@ -88,13 +94,18 @@ def test_sharing_frees_the_client_s_frame_and_a_write_brings_a_copy() -> None:
     with host() as on:
         one, two = on.domids
         before = on.machine.resident_bytes()
-        assert on.share((one, 0), (two, 0)) == Proposal.DONE
-        assert on.share((one, 0), (one, 3)) == Proposal.DONE
+        assert on.share((one, 0), (two, 0)) == Outcome.DONE
+        assert on.share((one, 0), (one, 3)) == Outcome.DONE
         assert on.machine.resident_bytes() == before - 2 * PAGE
         assert on.machine.accounting().sharing_saved == 2
         result = on.run_guest(one, on.pages)
         assert result.wrong_bytes == 0 and result.cow_breaks == 2
         assert on.run_guest(two, on.pages, write_fraction=0).wrong_bytes == 0
+
+
+def test_outcomes_are_the_pager_s() -> None:
+    names = [name for name in dir(lib) if name.startswith("DE_PROPOSAL_")]
+    assert {name: getattr(lib, name) for name in names} == {f"DE_PROPOSAL_{each.name}": each.value for each in Outcome}
 
 
 def test_proposals_are_checked() -> None:
@@ -103,18 +114,18 @@ def test_proposals_are_checked() -> None:
         unknown = int(on.objects.max()) + 1000
         objects = on.objects.tolist()
         assert on.evict(one, [0, 1, 2], [objects[1], unknown, objects[2]]) == [
-            Proposal.DIFFERS,
-            Proposal.NO_OBJECT,
-            Proposal.DONE,
+            Outcome.DIFFERS,
+            Outcome.NO_OBJECT,
+            Outcome.DONE,
         ]
-        assert on.evict(one, [2], [objects[2]]) == [Proposal.NO_PAGE]
-        assert on.evict(99, [0], [objects[0]]) == [Proposal.NO_DOMAIN]
-        assert on.share((two, 0), (two, 1)) == Proposal.DIFFERS
-        assert on.share((two, 0), (99, 0)) == Proposal.NO_DOMAIN
-        assert on.share((two, 0), (two, len(PAGES))) == Proposal.INVALID
+        assert on.evict(one, [2], [objects[2]]) == [Outcome.NO_PAGE]
+        assert on.evict(99, [0], [objects[0]]) == [Outcome.NO_DOMAIN]
+        assert on.share((two, 0), (two, 1)) == Outcome.DIFFERS
+        assert on.share((two, 0), (99, 0)) == Outcome.NO_DOMAIN
+        assert on.share((two, 0), (two, len(PAGES))) == Outcome.INVALID
         # A page stays nominated for the one or the other.
-        assert on.evict(two, [0], [objects[0]]) == [Proposal.BUSY]
-        assert on.share((one, 0), (two, 3)) == Proposal.BUSY
+        assert on.evict(two, [0], [objects[0]]) == [Outcome.BUSY]
+        assert on.share((one, 0), (two, 3)) == Outcome.BUSY
         assert on.run_guest(two, on.pages).wrong_bytes == 0
         assert on.run_guest(one, on.pages).wrong_bytes == 0
 
@@ -123,7 +134,7 @@ def test_evicted_pages_come_back_at_the_guest_s_touch() -> None:
     with host() as on:
         one, two = on.domids
         before = on.machine.resident_bytes()
-        assert on.evict(one, range(5), on.objects.tolist()) == [Proposal.DONE] * 5
+        assert on.evict(one, range(5), on.objects.tolist()) == [Outcome.DONE] * 5
         assert on.machine.resident_bytes() == before - 5 * PAGE
         assert on.pager.statistics().evicted == 5
         # Its own references keep the objects.

@@ -19,7 +19,9 @@ from diffengine.analysis.census import Census, Identical, find_identical, take_c
 from diffengine.analysis.pipelines import Codec, Detector, Filled, Pipeline, PipelineRun, Plan, Scope, most_store_bytes
 from diffengine.analysis.workers import Silent, Workers
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.embedded import Guest, GuestResult, Machine, Pager, PagerStatistics, Proposal
+from diffengine.hypervisor.embedded import Machine, Pager, PagerStatistics
+from diffengine.hypervisor.programs import Guest, GuestResult
+from diffengine.hypervisor.protocol import Outcome
 from diffengine.images import ImageSet
 from diffengine.native import NONE, Digester, PageKind, PageNumbers, Store
 
@@ -126,8 +128,8 @@ class Demo:
         return self._pager.evict(self._domids[pages], self._gfns[pages], filled.ids[pages])
 
     def _step(self, name: str, results: NDArray[np.int32]) -> Step:
-        refused = {p.name.lower(): int((results == p).sum()) for p in Proposal if p is not Proposal.DONE}
-        return Step(name, int((results == Proposal.DONE).sum()), {k: n for k, n in refused.items() if n}, self.memory())
+        refused = {p.name.lower(): int((results == p).sum()) for p in Outcome if p is not Outcome.DONE}
+        return Step(name, int((results == Outcome.DONE).sum()), {k: n for k, n in refused.items() if n}, self.memory())
 
     def run_guests(self, operations: int, write_fraction: float, tick: Callable[[int], None]) -> list[GuestResult]:
         """Runs a program in every guest at once; tick(operations done by all) is called now and then."""

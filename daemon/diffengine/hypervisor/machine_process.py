@@ -7,104 +7,32 @@ Contract: machine_client.h. A client's mappings go when it ends; domains, rings 
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from errno import ESRCH
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffengine._native import ffi, lib
-from diffengine.hypervisor.embedded import (
-    MachineAccounting,
-    MachineError,
-    Mapping,
-    ProgramOptions,
-    ProgramResult,
-    c_program_options,
-    check_errno,
-    machine_capabilities,
-    program_result,
-)
-from diffengine.hypervisor.protocol import Capabilities, DomainInfo, Gfns, HostMemory
-from diffengine.native import Addresses, as_addresses, readable, writable
+from diffengine.hypervisor.machine import EmbeddedHost, MachineError, check_errno
+from diffengine.hypervisor.programs import ProgramOptions, ProgramResult, c_program_options, program_result
+from diffengine.native import NATIVE, as_addresses, writable
 
 PROGRAM = Path(__file__).parents[1] / "bin" / "diffengine-machine"
 
 
-class MachineClient:
+class MachineClient(EmbeddedHost):
     """A connection to a machine's process; protocol.Host. It may map pages, not write to them."""
 
     def __init__(self, socket_path: Path) -> None:
         result = ffi.new("struct de_machine_client **")
         connected = lib.de_client_connect(os.fsencode(socket_path), lib.DE_CLIENT_READER, result)
         check_errno(connected, f"connecting to the machine at {socket_path}")
-        self.handle = ffi.gc(result[0], lib.de_client_free)
-        self._domains: list[DomainInfo] = []
-
-    def hypervisor(self) -> Any:
-        """struct de_hypervisor of this connection."""
-        return lib.de_client_hypervisor(self.handle)
-
-    def create_domain(self, pages: Addresses) -> int:
-        """A domain whose gfns 0 .. n - 1 hold copies of n pages. Its domid."""
-        domid = ffi.new("uint16_t *")
-        check_errno(lib.de_client_domain_create(self.handle, len(pages), domid), "creating a domain")
-        populated = lib.de_client_populate(self.handle, domid[0], ffi.NULL, as_addresses(pages), len(pages), ffi.NULL)
-        if check_errno(populated, "populating a domain") != len(pages):
-            lib.de_client_domain_destroy(self.handle, domid[0])
-            raise MachineError(f"the machine has no frames left for {len(pages) - populated} pages; make it larger")
-        self._domains.append(DomainInfo(int(domid[0]), len(pages)))
-        return int(domid[0])
-
-    def destroy_domain(self, domid: int) -> None:
-        check_errno(lib.de_client_domain_destroy(self.handle, domid), f"destroying domain {domid}")
-        self._domains = [domain for domain in self._domains if domain.domid != domid]
-
-    def capabilities(self) -> Capabilities:
-        return machine_capabilities()
-
-    def domains(self) -> tuple[DomainInfo, ...]:
-        """Those that this client made."""
-        return tuple(self._domains)
-
-    def memory(self) -> HostMemory:
-        all_of_it = self.accounting()
-        return HostMemory(**{name: getattr(all_of_it, name) for name in HostMemory.__dataclass_fields__})
-
-    @contextmanager
-    def map(self, domid: int, gfns: Gfns) -> Iterator[Mapping]:
-        mapping = Mapping(np.zeros(len(gfns), dtype=np.uint64), np.zeros(len(gfns), dtype=np.int32))
-        pages = ffi.cast("uint8_t **", writable("uint64_t[]", mapping.addresses))
-        errors = writable("int32_t[]", mapping.errors)
-        mapped = lib.de_client_map(self.handle, domid, False, readable("uint32_t[]", gfns), len(gfns), pages, errors)
-        if mapped == -ESRCH:
-            mapping.errors[:] = mapped
-        else:
-            check_errno(mapped, f"mapping pages of domain {domid}")
-        try:
-            yield mapping
-        finally:
-            lib.de_client_unmap(self.handle, as_addresses(mapping.addresses), len(gfns))
-
-    def claim(self, domid: int, frames: int) -> bool:
-        return bool(lib.de_client_claim(self.handle, domid, frames) == 0)
-
-    def accounting(self) -> MachineAccounting:
-        result = ffi.new("struct de_machine_accounting *")
-        check_errno(lib.de_client_account(self.handle, result), "asking the machine for its accounts")
-        names = MachineAccounting.__dataclass_fields__
-        return MachineAccounting(**{name: int(getattr(result, name)) for name in names})
-
-    def resident_bytes(self) -> int:
-        """What the kernel says the frames really take."""
-        return os.fstat(lib.de_client_fd(self.handle)).st_blocks * 512
+        super().__init__(NATIVE, "de_client_", ffi.gc(result[0], lib.de_client_free))
 
     def start_program(self, domid: int, options: ProgramOptions) -> int:
         """A guest program in the machine, which gets a copy of what the pages hold. Its number."""
-        c_options, kept = c_program_options(options)
+        c_options, kept = c_program_options(NATIVE, options)
         contents, program = ffi.new("uint32_t *"), ffi.new("uint32_t *")
         pages = as_addresses(options.content)
         added = lib.de_client_contents_add_pages(self.handle, pages, len(options.content), contents)

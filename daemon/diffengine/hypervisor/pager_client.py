@@ -14,24 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine._native import ffi, lib
-from diffengine.hypervisor.protocol import (
-    Addresses,
-    Domids,
-    Gfns,
-    HostGoneError,
-    NewObjects,
-    ObjectIds,
-    PageEntries,
-    PagerCounters,
-    Results,
-    StoreFullError,
-)
-from diffengine.native import NONE, Bytes, Encoding, NativeError, as_addresses, check, readable, writable
+from diffengine.hypervisor.proposals import ProposingPager, percentiles_us
+from diffengine.hypervisor.protocol import Addresses, HostGoneError, NewObjects, ObjectIds, PagerCounters, Results
+from diffengine.native import NATIVE, NONE, Bytes, Encoding, as_addresses, check, readable, writable
 
 BATCH: int = lib.DE_QUEUE_BATCH
 REBUILD_PAGES: int = lib.DE_QUEUE_PAGES
 MOST_REFERENCES: int = lib.DE_STORE_MAX_REFERENCES
 PAGE_BYTES: int = lib.DE_PAGE_SIZE
+PROPOSALS: dict[str, tuple[int, str]] = {
+    "watch": (lib.DE_COMMAND_WATCH, "watching pages"),
+    "unshare": (lib.DE_COMMAND_UNSHARE, "making pages private"),
+    "evict": (lib.DE_COMMAND_EVICT, "evicting pages"),
+    "share": (lib.DE_COMMAND_SHARE, "sharing pages"),
+    "swap_out": (lib.DE_COMMAND_SWAP_OUT, "swapping out"),
+    "release": (lib.DE_COMMAND_RELEASE, "releasing objects"),
+}
 
 
 class _Area:
@@ -60,7 +58,7 @@ def _batches(count: int, most: int = BATCH) -> Iterator[slice]:
         yield slice(start, min(start + most, count))
 
 
-class PagerClient:
+class PagerClient(ProposingPager):
     """One connection; belongs to one thread. See protocol.Pager for the methods that it shares with others."""
 
     def __init__(self, state_directory: Path) -> None:
@@ -115,26 +113,13 @@ class PagerClient:
         lib.de_queue_failure(self._client, domid, text, len(text))
         return bytes(ffi.string(text)).decode(errors="replace")
 
-    def states(self, domid: int, first: int, count: int) -> PageEntries:
+    def _read_states(self, domid: int, first: int, count: int, *entries: Any) -> int:
         """Read from the page table's file: the pager does not notice."""
-        entries = PageEntries(
-            np.zeros(count, dtype=np.uint8), np.full(count, NONE, dtype=np.uint32), np.zeros(count, dtype=np.uint32)
-        )
-        status = lib.de_queue_states(
-            self._client,
-            domid,
-            first,
-            count,
-            writable("uint8_t[]", entries.states),
-            writable("uint32_t[]", entries.objects),
-            writable("uint32_t[]", entries.generations),
-        )
-        if status != lib.DE_NOT_FOUND:
-            check(status, f"reading the page table of domain {domid}")
-        return entries
+        return int(lib.de_queue_states(self._client, domid, first, count, *entries))
 
-    def _propose(self, command: int, doing: str, **arrays: NDArray[Any]) -> Results:
+    def _propose(self, proposal: str, **arrays: NDArray[Any]) -> Results:
         """One command per batch; `arrays` by their names in the area."""
+        command, doing = PROPOSALS[proposal]
         count = len(next(iter(arrays.values())))
         results = np.empty(count, dtype=np.int32)
         for batch in _batches(count):
@@ -145,40 +130,10 @@ class PagerClient:
             results[batch] = self._area.results[:size]
         return results
 
-    def watch(self, domids: Domids, gfns: Gfns) -> Results:
-        return self._propose(lib.DE_COMMAND_WATCH, "watching pages", domains=domids, gfns=gfns)
-
-    def unshare(self, domids: Domids, gfns: Gfns) -> Results:
-        return self._propose(lib.DE_COMMAND_UNSHARE, "making pages private", domains=domids, gfns=gfns)
-
-    def evict(self, domids: Domids, gfns: Gfns, objects: ObjectIds) -> Results:
-        return self._propose(lib.DE_COMMAND_EVICT, "evicting pages", domains=domids, gfns=gfns, objects=objects)
-
-    def share(self, source_domids: Domids, source_gfns: Gfns, client_domids: Domids, client_gfns: Gfns) -> Results:
-        return self._propose(
-            lib.DE_COMMAND_SHARE,
-            "sharing pages",
-            domains=source_domids,
-            gfns=source_gfns,
-            client_domains=client_domids,
-            client_gfns=client_gfns,
-        )
-
-    def swap_out(self, objects: ObjectIds) -> Results:
-        """Moves objects to the swap file, patches before what they refer to."""
-        return self._propose(lib.DE_COMMAND_SWAP_OUT, "swapping out", objects=objects)
-
-    def put(self, objects: NewObjects) -> ObjectIds:
-        """See protocol.Pager."""
-        ids: ObjectIds = np.full(len(objects.sizes), NONE, dtype=np.uint32)
+    def _put(self, objects: NewObjects, ids: ObjectIds) -> None:
         done = 0
-        try:
-            while done < len(ids):
-                done += self._put_batch(objects, done, ids)
-        except (StoreFullError, NativeError):
-            self.release(ids)
-            raise
-        return ids
+        while done < len(ids):
+            done += self._put_batch(objects, done, ids)
 
     def _put_batch(self, objects: NewObjects, first: int, ids: ObjectIds) -> int:
         """Puts as many objects from `first` on as the area holds; how many."""
@@ -195,8 +150,6 @@ class PagerClient:
         ids[rows] = area.objects[:count]
         failed = area.results[:count][area.results[:count] != lib.DE_OK]
         if len(failed):
-            if failed[0] == lib.DE_FULL:
-                raise StoreFullError("the store is full; allow it more memory")
             check(int(failed[0]), "putting objects into the store")
         return count
 
@@ -220,25 +173,8 @@ class PagerClient:
         self._area.references[:count, 1] = references
         self._area.reference_counts[:count] = dense.astype(np.uint8) + has_page.astype(np.uint8)
 
-    def put_model(self, model: bytes) -> int:
-        payload = ffi.from_buffer("uint8_t[]", model)
-        address = np.array([int(ffi.cast("uintptr_t", payload))], dtype=np.uint64)
-        nothing = np.full(1, NONE, dtype=np.uint32)
-        ids = self.put(
-            NewObjects(
-                payloads=address,
-                sizes=np.array([len(model)], dtype=np.uint16),
-                encodings=np.array([Encoding.MODEL], dtype=np.uint8),
-                checksums=np.zeros(1, dtype=np.uint32),
-                reference_ids=nothing,
-                reference_rows=nothing,
-                model_id=NONE,
-            )
-        )
-        return int(ids[0])
-
     def release(self, objects: ObjectIds) -> None:
-        self._propose(lib.DE_COMMAND_RELEASE, "releasing objects", objects=objects[objects != NONE])
+        self._propose("release", objects=objects[objects != NONE])
 
     def rebuild(self, objects: ObjectIds, pages: Bytes) -> NDArray[np.bool_]:
         """See protocol.Pager. False also for what is in swap."""
@@ -270,12 +206,7 @@ class PagerClient:
             table_bytes=int(own.table_bytes + store.table_bytes + swap.table_bytes),
             swap_bytes=int(swap.used) * PAGE_BYTES,
             cpu_s=page.cpu_ns / 1e9,
-            rebuild_us=_percentiles(own.rebuild),
-            fault_us=_percentiles(own.fault),
+            rebuild_us=percentiles_us(NATIVE, own.rebuild),
+            fault_us=percentiles_us(NATIVE, own.fault),
             swap_limit_bytes=int(swap.slots) * PAGE_BYTES,
         )
-
-
-def _percentiles(latency: Any) -> dict[str, float]:
-    pointer = ffi.addressof(latency)
-    return {name: lib.de_latency_quantile(pointer, q) / 1e3 for name, q in (("p50", 0.5), ("p99", 0.99))}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffengine.hypervisor.embedded import (
+from diffengine.hypervisor.programs import (
     FreeAs,
     Generated,
     ProgramKind,

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.hypervisor import protocol
-from diffengine.hypervisor.embedded import Machine, Pager, Program, ProgramOptions, ProgramResult, Swap
+from diffengine.hypervisor.embedded import Machine, Pager, Swap
 from diffengine.hypervisor.machine_process import MachineClient, MachineProcess
 from diffengine.hypervisor.pager_client import PagerClient
+from diffengine.hypervisor.programs import Program, ProgramOptions, ProgramResult
 from diffengine.native import Addresses, NativeError, Store
 from diffengine.simulation.scenario import PAGE_BYTES, MachineScenario, ScenarioError
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffengine.engine import Engine, EngineReport
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.embedded import ProgramResult
+from diffengine.hypervisor.programs import ProgramResult
 from diffengine.hypervisor.protocol import HostMemory, PagerCounters
 from diffengine.images import ImageSet, open_images
 from diffengine.simulation.guests import DomainPlan, machine_frames, plan_domains, program_options
