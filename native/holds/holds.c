@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -17,7 +18,7 @@
 #include <unistd.h>
 
 #define HOLDS_MAGIC 0x0a73646c6f684544u /* "DEholds\n" */
-#define HOLDS_VERSION 1u
+#define HOLDS_VERSION 2u
 #define NAME_BYTES 16u
 #define LOCKED 0x80u
 #define SPINS 100u
@@ -29,6 +30,7 @@ struct holds_header {
     _Atomic uint64_t magic; /**< comes last */
     uint32_t version;
     uint32_t gfns;
+    struct de_uuid uuid;
     uint16_t domain;
 };
 
@@ -106,7 +108,8 @@ static int make_file(int directory, uint16_t domain, uint32_t gfns)
     return -1;
 }
 
-int de_holds_create(int directory, uint16_t domain, uint32_t gfns, struct de_holds **result)
+int de_holds_create(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
+                    struct de_holds **result)
 {
     struct de_holds *holds;
     int fd = make_file(directory, domain, gfns);
@@ -120,12 +123,14 @@ int de_holds_create(int directory, uint16_t domain, uint32_t gfns, struct de_hol
     holds->gfns = holds->header->gfns = gfns;
     holds->header->version = HOLDS_VERSION;
     holds->header->domain = domain;
+    holds->header->uuid = *uuid;
     atomic_store(&holds->header->magic, HOLDS_MAGIC);
     *result = holds;
     return DE_OK;
 }
 
-int de_holds_reopen(int directory, uint16_t domain, uint32_t gfns, struct de_holds **result)
+int de_holds_reopen(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
+                    struct de_holds **result)
 {
     char name[NAME_BYTES];
     struct de_holds *holds;
@@ -136,7 +141,9 @@ int de_holds_reopen(int directory, uint16_t domain, uint32_t gfns, struct de_hol
     int status = map(fd, &holds);
     if (status != DE_OK)
         return status;
-    if (check(holds) != DE_OK || holds->gfns != gfns) {
+    bool same =
+        check(holds) == DE_OK && holds->gfns == gfns && memcmp(&holds->header->uuid, uuid, sizeof *uuid) == 0;
+    if (!same) {
         de_holds_close(holds);
         return DE_CORRUPT;
     }

@@ -78,6 +78,7 @@ static uint64_t now_ns(void *context)
 }
 
 static const struct de_hypervisor_operations machine_operations = {
+    .domain_uuid = machine_domain_uuid,
     .map = map_read_only,
     .unmap = unmap,
     .paging_enable = paging_enable,

@@ -50,6 +50,17 @@ int de_client_domain_create(struct de_machine_client *client, uint32_t gfns, uin
     return error;
 }
 
+int de_client_domain_create_as(struct de_machine_client *client, uint32_t gfns, const struct de_uuid *uuid,
+                               uint16_t *domain)
+{
+    struct call call = {.operation = OPERATION_DOMAIN_CREATE, .words = {gfns, *domain, true}};
+    memcpy(&call.words[3], uuid, sizeof *uuid);
+    int error = (int)client_plain(client, &call);
+    if (!error)
+        *domain = (uint16_t)call.words[0];
+    return error;
+}
+
 int de_client_domain_destroy(struct de_machine_client *client, uint16_t domain)
 {
     return call_words(client, OPERATION_DOMAIN_DESTROY, domain, 0);

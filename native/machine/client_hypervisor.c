@@ -100,6 +100,15 @@ static int call_domain(void *context, enum operation operation, uint16_t domain,
     return (int)client_plain(context, &call);
 }
 
+static int domain_uuid(void *context, uint16_t domain, struct de_uuid *uuid)
+{
+    struct call call = {.operation = OPERATION_DOMAIN_UUID, .words = {domain}};
+    int error = (int)client_plain(context, &call);
+    if (!error)
+        memcpy(uuid, &call.words[2], sizeof *uuid);
+    return error;
+}
+
 static int paging_enable(void *context, uint16_t domain)
 {
     return call_domain(context, OPERATION_PAGING_ENABLE, domain, 0);
@@ -235,6 +244,7 @@ static uint64_t now_ns(void *context)
 }
 
 static const struct de_hypervisor_operations client_operations = {
+    .domain_uuid = domain_uuid,
     .map = map,
     .unmap = unmap,
     .paging_enable = paging_enable,

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 /** gfns that a destroy releases before it lets others have the lock. */
 #define DESTROY_BATCH 64u
@@ -61,25 +62,59 @@ static struct domain *domain_allocate(uint32_t gfns)
     return domain;
 }
 
-int de_machine_domain_create(struct de_machine *machine, uint32_t gfns, uint16_t *id)
+static int domain_place(struct de_machine *machine, struct domain *domain, uint16_t *id)
+{
+    if (*id >= machine->next_domain)
+        return -EINVAL;
+    if (*id && machine->domains[*id])
+        return -EEXIST;
+    if (!*id && machine->next_domain > DE_MACHINE_MAX_DOMAIN_ID)
+        return -ENOMEM;
+    if (!*id)
+        *id = machine->next_domain++;
+    domain->id = *id;
+    machine->domains[*id] = domain;
+    return 0;
+}
+
+int de_machine_domain_create_as(struct de_machine *machine, uint32_t gfns, const struct de_uuid *uuid,
+                                uint16_t *id)
 {
     if (!gfns)
         return -EINVAL;
     struct domain *domain = domain_allocate(gfns);
     if (!domain)
         return -ENOMEM;
+    domain->uuid = *uuid;
     pthread_mutex_lock(&machine->lock);
-    bool room = machine->next_domain <= DE_MACHINE_MAX_DOMAIN_ID;
-    if (room) {
-        domain->id = machine->next_domain++;
-        machine->domains[domain->id] = domain;
-        *id = domain->id;
-    }
+    int error = domain_place(machine, domain, id);
     pthread_mutex_unlock(&machine->lock);
-    if (room)
-        return 0;
-    domain_free(domain);
-    return -ENOMEM;
+    if (error)
+        domain_free(domain);
+    return error;
+}
+
+int de_machine_domain_create(struct de_machine *machine, uint32_t gfns, uint16_t *id)
+{
+    struct de_uuid uuid;
+    *id = 0;
+    if (getrandom(&uuid, sizeof uuid, 0) != sizeof uuid)
+        return -errno;
+    /* RFC 4122: version 4, variant 1. */
+    uuid.bytes[6] = (uint8_t)((uuid.bytes[6] & 0x0f) | 0x40);
+    uuid.bytes[8] = (uint8_t)((uuid.bytes[8] & 0x3f) | 0x80);
+    return de_machine_domain_create_as(machine, gfns, &uuid, id);
+}
+
+int machine_domain_uuid(void *context, uint16_t id, struct de_uuid *uuid)
+{
+    struct de_machine *machine = context;
+    pthread_mutex_lock(&machine->lock);
+    const struct domain *domain = domain_find(machine, id);
+    if (domain)
+        *uuid = domain->uuid;
+    pthread_mutex_unlock(&machine->lock);
+    return domain ? 0 : -ESRCH;
 }
 
 static void wake_everyone(struct domain *domain)

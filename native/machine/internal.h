@@ -64,6 +64,7 @@ struct domain {
     uint16_t id;
     bool dying;
     uint32_t gfns;
+    struct de_uuid uuid;
     _Atomic(uint64_t) *p2m; /**< type | frame << 8 */
     atomic_bool halted;     /**< paused, crashed or dying: what a vCPU looks at without the lock */
     unsigned pause_count;
@@ -183,6 +184,7 @@ int vcpu_wait(struct de_vcpu *vcpu);
 int vcpu_stopped(const struct de_vcpu *vcpu);
 
 /* Operations of hypervisor.h, with the machine as context; they take the lock themselves. */
+int machine_domain_uuid(void *context, uint16_t domain, struct de_uuid *uuid);
 int machine_paging_nominate(void *context, uint16_t domain, uint32_t gfn);
 int machine_paging_evict(void *context, uint16_t domain, uint32_t gfn);
 int machine_paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page);

@@ -5,11 +5,12 @@
 #include <errno.h>
 #include <string.h>
 
-static struct domain *find_gfn(struct de_machine *machine, uint16_t id, uint32_t gfn, int *error)
+/* A domain that is paged, as mem_paging_memop() demands first. */
+static struct domain *find_paged(struct de_machine *machine, uint16_t id, int *error)
 {
     struct domain *domain = domain_find(machine, id);
-    *error = domain ? -EBUSY : -ESRCH;
-    return domain && gfn < domain->gfns ? domain : NULL;
+    *error = !domain ? -ESRCH : domain->ring.enabled ? 0 : -ENODEV;
+    return *error ? NULL : domain;
 }
 
 /* Both nominate and evict want a page of the given type that nobody but the guest refers to. */
@@ -18,8 +19,10 @@ static int change_idle(struct de_machine *machine, uint16_t id, uint32_t gfn, en
 {
     int error;
     pthread_mutex_lock(&machine->lock);
-    struct domain *domain = find_gfn(machine, id, gfn, &error);
-    uint64_t entry = domain ? p2m_get(domain, gfn) : 0;
+    struct domain *domain = find_paged(machine, id, &error);
+    if (domain)
+        error = -EBUSY;
+    uint64_t entry = domain && gfn < domain->gfns ? p2m_get(domain, gfn) : 0;
     if (domain && entry_type(entry) == from && machine->frames[entry_frame(entry)].references == 1) {
         bool keep = to == DE_P2M_PAGING_OUT;
         p2m_set(machine, domain, gfn, to, keep ? entry_frame(entry) : FRAME_NONE);
@@ -62,9 +65,9 @@ static int load(struct de_machine *machine, struct domain *domain, uint32_t gfn,
 int machine_paging_load(void *context, uint16_t id, uint32_t gfn, const uint8_t *page)
 {
     struct de_machine *machine = context;
-    int error = -ESRCH;
+    int error;
     pthread_mutex_lock(&machine->lock);
-    struct domain *domain = domain_find(machine, id);
+    struct domain *domain = find_paged(machine, id, &error);
     if (domain)
         error = gfn < domain->gfns ? load(machine, domain, gfn, page) : -ENOENT;
     pthread_mutex_unlock(&machine->lock);

@@ -171,18 +171,31 @@ static int64_t call_ring(struct session *session, struct call *call, uint8_t *un
 
 static int64_t domain_create(struct server *server, struct call *call)
 {
-    uint16_t domain = 0;
+    uint16_t domain = word_domain(call->words[1]);
     uint64_t gfns = call->words[0];
+    struct de_uuid uuid;
+    bool given = call->words[2];
+    memcpy(&uuid, &call->words[3], sizeof uuid);
     if (gfns > UINT32_MAX)
         return -ENOMEM;
     pthread_mutex_lock(&server->lock);
     int error = -ENOMEM;
     if (server->gfns + gfns <= (uint64_t)GFNS_PER_FRAME * server->machine->frame_count)
-        error = de_machine_domain_create(server->machine, (uint32_t)gfns, &domain);
+        error = given ? de_machine_domain_create_as(server->machine, (uint32_t)gfns, &uuid, &domain)
+                      : de_machine_domain_create(server->machine, (uint32_t)gfns, &domain);
     if (!error)
         server->gfns += gfns;
     pthread_mutex_unlock(&server->lock);
     call->words[0] = domain;
+    return error;
+}
+
+static int64_t domain_uuid(struct server *server, uint16_t domain, struct call *call)
+{
+    struct de_uuid uuid;
+    int error = machine_domain_uuid(server->machine, domain, &uuid);
+    if (!error)
+        memcpy(&call->words[2], &uuid, sizeof uuid);
     return error;
 }
 
@@ -212,6 +225,8 @@ static int64_t call_domain(struct session *session, struct call *call, uint8_t *
         return de_machine_domain_pause(server->machine, domain);
     case OPERATION_UNPAUSE:
         return de_machine_domain_unpause(server->machine, domain);
+    case OPERATION_DOMAIN_UUID:
+        return domain_uuid(server, domain, call);
     case OPERATION_DOMAIN_CREATE:
         return domain_create(server, call);
     case OPERATION_DOMAIN_DESTROY:
@@ -272,7 +287,7 @@ static call_function *const functions[OPERATIONS] = {
     [OPERATION_PAGING_ENABLE... OPERATION_PAGING_LOAD] = call_paging,
     [OPERATION_SHARE_NOMINATE... OPERATION_UNSHARE] = call_sharing,
     [OPERATION_RING_TAKE... OPERATION_INTERRUPT] = call_ring,
-    [OPERATION_PAUSE... OPERATION_UNPAUSE] = call_domain,
+    [OPERATION_PAUSE... OPERATION_DOMAIN_UUID] = call_domain,
     [OPERATION_ACCOUNT] = call_machine,
     [OPERATION_DOMAIN_CREATE... OPERATION_P2M_TYPE] = call_domain,
     [OPERATION_POPULATE] = call_populate,

@@ -153,6 +153,11 @@ struct pager_domain *pager_domain_get(struct de_pager *pager, uint16_t id);
 void pager_domain_put(struct de_pager *pager, struct pager_domain *domain);
 /** Have an object released by someone who may wait for the store's lock. */
 void pager_retire(struct de_pager *pager, uint32_t object);
+/**
+ * Whether the domain that a table is of is still there: its id may be another one's by now.
+ * @return 0; -ESRCH: it is gone; another negative errno value: can't tell.
+ */
+int pager_domain_lives(struct de_pager *pager, uint16_t id, const struct de_uuid *uuid);
 /** Pause the domain for good, and remember why. */
 void pager_halt(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, const char *why);
 

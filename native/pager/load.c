@@ -45,6 +45,7 @@ static bool load_watched(struct de_pager *pager, struct pager_domain *domain, ui
         *result = LOAD_UNNEEDED;
         return true;
     case -ESRCH:
+    case -ENODEV: /* another domain has its id by now */
         *result = LOAD_DOMAIN_GONE;
         return true;
     default:
@@ -75,6 +76,7 @@ static enum loaded settle(struct de_pager *pager, struct pager_domain *domain, u
     case -ENOMEM:
         return LOAD_NO_MEMORY;
     case -ESRCH:
+    case -ENODEV:
         return LOAD_DOMAIN_GONE;
     default:
         pager_halt(pager, domain, gfn, "the hypervisor refused to load it");
@@ -255,7 +257,7 @@ void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gf
         /* EINVAL: paged, so this event is of an earlier page of that gfn, given back and evicted anew since.
          */
         int error = HYPERCALL(pager, paging_load, domain->id, gfn, NULL);
-        if (error == -EINVAL || error == -ESRCH)
+        if (error == -EINVAL || error == -ESRCH || error == -ENODEV)
             return;
         if (!entry_change(pager, domain, gfn, entry, entry_resident(entry)))
             continue;

@@ -69,6 +69,18 @@ void pager_domain_put(struct de_pager *pager, struct pager_domain *domain)
     pthread_mutex_unlock(&pager->lock);
 }
 
+int pager_domain_lives(struct de_pager *pager, uint16_t id, const struct de_uuid *uuid)
+{
+    struct de_uuid now;
+    int error = HYPERCALL(pager, domain_uuid, id, &now);
+    return error ? error : memcmp(&now, uuid, sizeof now) ? -ESRCH : 0;
+}
+
+static int domain_lives(struct de_pager *pager, const struct pager_domain *domain)
+{
+    return pager_domain_lives(pager, domain->id, &domain->table.header->uuid);
+}
+
 void pager_halt(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, const char *why)
 {
     if (atomic_exchange(&domain->halted, true))
@@ -77,7 +89,8 @@ void pager_halt(struct de_pager *pager, struct pager_domain *domain, uint32_t gf
     snprintf(domain->table.header->failure, sizeof domain->table.header->failure,
              "domain %u is paused: the page at gfn %#x can't be brought back: %.60s", domain->id, gfn, why);
     pthread_mutex_unlock(&pager->lock);
-    HYPERCALL(pager, pause, domain->id);
+    if (domain_lives(pager, domain) != -ESRCH)
+        HYPERCALL(pager, pause, domain->id);
 }
 
 void pager_retire(struct de_pager *pager, uint32_t object)
@@ -245,15 +258,29 @@ static int enable(struct de_pager *pager, struct pager_domain *domain)
     return enable_status(error);
 }
 
+/* Unlink and free; proposals are locked, so only a server may still hold the domain. */
+static void domain_forget(struct de_pager *pager, struct pager_domain *domain)
+{
+    domain_unlist(pager, domain);
+    for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
+        struct entry entry = entry_get(domain, gfn);
+        entry_change(pager, domain, gfn, entry, entry_resident(entry));
+        if (entry.object != DE_NONE)
+            de_store_release(pager->store, entry.object);
+    }
+    de_holds_remove(pager->directory, domain->id);
+    table_remove(pager->directory, domain->id);
+    domain_free(domain);
+}
+
 static int add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
 {
+    struct de_uuid uuid;
     struct table table;
-    struct pager_domain *domain = pager_domain_get(pager, id);
-    if (domain) {
-        pager_domain_put(pager, domain);
-        return DE_BUSY;
-    }
-    int status = table_create(pager->directory, id, gfns, &table);
+    struct pager_domain *domain;
+    int status = enable_status(HYPERCALL(pager, domain_uuid, id, &uuid));
+    if (status == DE_OK)
+        status = table_create(pager->directory, id, &uuid, gfns, &table);
     if (status != DE_OK)
         return status;
     status = pager_adopt(pager, id, &table, &domain);
@@ -269,11 +296,23 @@ static int add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
     if (status == DE_OK)
         return DE_OK;
     error = errno;
-    domain_unlist(pager, domain);
-    domain_free(domain);
-    table_remove(pager->directory, id);
+    domain_forget(pager, domain);
     errno = error;
     return status;
+}
+
+/* Make room for a domain, where one may be listed that had its id before and is gone. */
+static int make_way(struct de_pager *pager, uint16_t id)
+{
+    struct pager_domain *former = pager_domain_get(pager, id);
+    if (!former)
+        return DE_OK;
+    int error = domain_lives(pager, former);
+    pager_domain_put(pager, former);
+    if (error != -ESRCH)
+        return DE_BUSY;
+    domain_forget(pager, former);
+    return DE_OK;
 }
 
 int de_pager_add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
@@ -281,37 +320,22 @@ int de_pager_add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
     if (!gfns)
         return DE_INVALID;
     pthread_mutex_lock(&pager->proposals);
-    int status = add_domain(pager, id, gfns);
+    int status = make_way(pager, id);
+    if (status == DE_OK)
+        status = add_domain(pager, id, gfns);
     pthread_mutex_unlock(&pager->proposals);
     return status;
-}
-
-/* Unlink and free; proposals are locked, so only a server may still hold the domain. */
-static void domain_forget(struct de_pager *pager, struct pager_domain *domain)
-{
-    domain_unlist(pager, domain);
-    for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
-        struct entry entry = entry_get(domain, gfn);
-        entry_change(pager, domain, gfn, entry, entry_resident(entry));
-        if (entry.object != DE_NONE)
-            de_store_release(pager->store, entry.object);
-    }
-    table_remove(pager->directory, domain->id);
-    de_holds_remove(pager->directory, domain->id);
-    domain_free(domain);
 }
 
 /* A live domain with a page out, or nominated, would crash at its next touch once the ring is gone. */
 static int disable(struct de_pager *pager, struct pager_domain *domain)
 {
-    for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
-        if (entry_get(domain, gfn).state == DE_PAGE_RESIDENT)
-            continue;
-        /* Changes nothing, unless it was touched already, and tells a dead domain from a live one. */
-        if (HYPERCALL(pager, paging_load, domain->id, gfn, NULL) == -ESRCH)
-            return DE_OK;
-        return DE_BUSY;
-    }
+    int error = domain_lives(pager, domain);
+    if (error)
+        return error == -ESRCH ? DE_OK : DE_BUSY;
+    for (uint32_t gfn = 0; gfn < domain->gfns; gfn++)
+        if (entry_get(domain, gfn).state != DE_PAGE_RESIDENT)
+            return DE_BUSY;
     return HYPERCALL(pager, paging_disable, domain->id) == -EBUSY ? DE_BUSY : DE_OK;
 }
 
@@ -465,7 +489,8 @@ void de_pager_free(struct de_pager *pager)
     for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++) {
         if (!pager->domains[i])
             continue;
-        HYPERCALL(pager, paging_disable, pager->domains[i]->id);
+        if (domain_lives(pager, pager->domains[i]) != -ESRCH)
+            HYPERCALL(pager, paging_disable, pager->domains[i]->id);
         domain_forget(pager, pager->domains[i]);
     }
     pager_remove_state(pager);
@@ -479,7 +504,9 @@ int de_pager_set_device_model(struct de_pager *pager, uint16_t id)
     pthread_mutex_lock(&pager->proposals);
     struct pager_domain *domain = pager_domain_get(pager, id);
     if (domain)
-        status = domain->holds ? DE_OK : de_holds_create(pager->directory, id, domain->gfns, &holds);
+        status = domain->holds ? DE_OK
+                               : de_holds_create(pager->directory, id, &domain->table.header->uuid,
+                                                 domain->gfns, &holds);
     if (holds) {
         domain->holds = holds;
         atomic_fetch_or(&domain->table.header->flags, TABLE_DEVICE_MODEL);

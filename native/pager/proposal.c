@@ -43,7 +43,9 @@ static int watch(struct de_pager *pager, struct place place, struct entry *entry
     if (!error || (error == -EBUSY && before.state == DE_PAGE_WATCHED))
         return DE_PROPOSAL_DONE;
     entry_change(pager, place.domain, place.gfn, *entry, before);
-    return error == -ESRCH ? DE_PROPOSAL_NO_DOMAIN : error == -EBUSY ? DE_PROPOSAL_BUSY : DE_PROPOSAL_FAILED;
+    if (error == -ESRCH || error == -ENODEV)
+        return DE_PROPOSAL_NO_DOMAIN;
+    return error == -EBUSY ? DE_PROPOSAL_BUSY : DE_PROPOSAL_FAILED;
 }
 
 static int frame_error(int error)
@@ -122,7 +124,9 @@ static int evict_verified(struct de_pager *pager, struct place place, struct ent
         de_store_release(pager->store, object);
     if (!error)
         count(pager, COUNT_EVICTIONS);
-    return !error ? DE_PROPOSAL_DONE : error == -ESRCH ? DE_PROPOSAL_NO_DOMAIN : DE_PROPOSAL_TOUCHED;
+    if (error == -ESRCH || error == -ENODEV)
+        return DE_PROPOSAL_NO_DOMAIN;
+    return error ? DE_PROPOSAL_TOUCHED : DE_PROPOSAL_DONE;
 }
 
 static int evict_locked(struct de_pager *pager, struct place place, uint32_t object)

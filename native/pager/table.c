@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define TABLE_MAGIC 0x0a656c6261744544u /* "DEtable\n" */
-#define TABLE_VERSION 1u
+#define TABLE_VERSION 2u
 #define NAME_BYTES 16u
 
 _Static_assert(sizeof(struct table_header) <= DE_PAGE_SIZE, "the header has one page");
@@ -79,7 +79,8 @@ static int make_file(int directory, uint16_t domain, size_t bytes)
     return -1;
 }
 
-int table_create(int directory, uint16_t domain, uint32_t gfns, struct table *table)
+int table_create(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
+                 struct table *table)
 {
     size_t bytes = table_size(gfns);
     int fd = directory < 0 ? -1 : make_file(directory, domain, bytes);
@@ -95,6 +96,7 @@ int table_create(int directory, uint16_t domain, uint32_t gfns, struct table *ta
     table->header->version = TABLE_VERSION;
     table->header->gfns = gfns;
     table->header->domain = domain;
+    table->header->uuid = *uuid;
     atomic_store(&table->header->magic, TABLE_MAGIC);
     return DE_OK;
 }

@@ -41,6 +41,7 @@ struct table_header {
     _Atomic uint64_t magic; /**< comes last: without it, the file is none yet */
     uint32_t version;
     uint32_t gfns;
+    struct de_uuid uuid; /**< with the id, which another domain may have later, says whose pages these are */
     uint16_t domain;
     uint16_t reserved;
     _Atomic uint32_t flags;
@@ -58,7 +59,8 @@ struct table {
  * Make an empty table. @param directory Of the state, or -1: memory of this process alone. An old file of
  * that name is replaced. @return DE_OK, DE_NO_MEMORY or DE_SYSTEM.
  */
-int table_create(int directory, uint16_t domain, uint32_t gfns, struct table *table);
+int table_create(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
+                 struct table *table);
 /** Take over a dead pager's. @return DE_OK, DE_NOT_FOUND, DE_CORRUPT, DE_NO_MEMORY or DE_SYSTEM. */
 int table_open(int directory, uint16_t domain, struct table *table);
 void table_close(struct table *table);

@@ -214,9 +214,10 @@ static void claim_entries(struct de_pager *pager, struct pager_domain *domain)
  * does. */
 static int take_holds(struct opening *opening, struct pager_domain *domain)
 {
-    int status = de_holds_reopen(opening->directory, domain->id, domain->gfns, &domain->holds);
+    const struct de_uuid *uuid = &domain->table.header->uuid;
+    int status = de_holds_reopen(opening->directory, domain->id, uuid, domain->gfns, &domain->holds);
     if (status == DE_NOT_FOUND || status == DE_CORRUPT)
-        status = de_holds_create(opening->directory, domain->id, domain->gfns, &domain->holds);
+        status = de_holds_create(opening->directory, domain->id, uuid, domain->gfns, &domain->holds);
     if (status == DE_OK)
         atomic_fetch_add(&opening->pager->table_bytes, de_holds_bytes(domain->holds));
     return status;
@@ -234,6 +235,56 @@ static int take_ring(struct de_pager *pager, uint16_t id, uint32_t *answered)
     return error;
 }
 
+/* Nothing of that domain is out: it is gone, or was not paged yet. Or the id is another one's by now. */
+static int forget_files(const struct opening *opening, uint16_t id)
+{
+    de_holds_remove(opening->directory, id);
+    table_remove(opening->directory, id);
+    return DE_OK;
+}
+
+static int refuse_domain(struct opening *opening, uint16_t id, int error)
+{
+    if (error == -EBUSY)
+        return refuse(opening, DE_BUSY, "domain %u: its pager is alive", id);
+    errno = -error;
+    return refuse(opening, DE_SYSTEM, "taking over domain %u: %s", id, strerror(errno));
+}
+
+/* A file that is no table: of a pager that died when it made it, unless the ring says that pages may be out.
+ */
+static int take_damaged(struct opening *opening, uint16_t id)
+{
+    uint32_t answered;
+    int error = take_ring(opening->pager, id, &answered);
+    if (error == -ESRCH || error == -EINVAL)
+        return forget_files(opening, id);
+    if (error)
+        return refuse_domain(opening, id, error);
+    /* Its pages can't be told apart any more; the others' can. */
+    HYPERCALL(opening->pager, pause, id);
+    return DE_OK;
+}
+
+static int adopt(struct opening *opening, uint16_t id, struct table *table, uint32_t answered)
+{
+    struct pager_domain *domain;
+    int status = pager_adopt(opening->pager, id, table, &domain);
+    if (status != DE_OK) {
+        table_close(table);
+        return refuse(opening, status, "domain %u: %s", id, de_status_text(status));
+    }
+    atomic_store(&domain->halted, table->header->failure[0] != 0);
+    if (table->header->flags & TABLE_DEVICE_MODEL) {
+        int taken = take_holds(opening, domain);
+        if (taken != DE_OK)
+            return refuse(opening, taken, "hold table of domain %u: %s", id, de_status_text(taken));
+    }
+    claim_entries(opening->pager, domain);
+    settle_events(opening->pager, domain, answered);
+    return DE_OK;
+}
+
 /* @return DE_OK also if there is nothing left to take over. */
 static int take_domain(struct opening *opening, uint16_t id)
 {
@@ -241,38 +292,19 @@ static int take_domain(struct opening *opening, uint16_t id)
     struct table table;
     uint32_t answered = 0;
     int status = table_open(opening->directory, id, &table);
-    if (status == DE_CORRUPT) {
-        /* Its pages can't be told apart any more; the others' can. */
-        HYPERCALL(pager, pause, id);
-        return DE_OK;
-    }
+    if (status == DE_CORRUPT)
+        return take_damaged(opening, id);
     if (status != DE_OK)
         return refuse(opening, status, "page table of domain %u: %s", id, de_status_text(status));
-    int error = take_ring(pager, id, &answered);
-    if (error) {
-        table_close(&table);
-        if (error == -EBUSY)
-            return refuse(opening, DE_BUSY, "domain %u: its pager is alive", id);
-        /* ESRCH: destroyed meanwhile. EINVAL: the table was there before the ring was, or after it. */
-        table_remove(opening->directory, id);
-        de_holds_remove(opening->directory, id);
-        return DE_OK;
-    }
-    struct pager_domain *domain;
-    status = pager_adopt(pager, id, &table, &domain);
-    if (status != DE_OK) {
-        table_close(&table);
-        return refuse(opening, status, "domain %u: %s", id, de_status_text(status));
-    }
-    atomic_store(&domain->halted, table.header->failure[0] != 0);
-    if (table.header->flags & TABLE_DEVICE_MODEL) {
-        status = take_holds(opening, domain);
-        if (status != DE_OK)
-            return refuse(opening, status, "hold table of domain %u: %s", id, de_status_text(status));
-    }
-    claim_entries(pager, domain);
-    settle_events(pager, domain, answered);
-    return DE_OK;
+    int error = pager_domain_lives(pager, id, &table.header->uuid);
+    if (!error)
+        error = take_ring(pager, id, &answered);
+    if (!error)
+        return adopt(opening, id, &table, answered);
+    table_close(&table);
+    /* EINVAL: the table was there before the ring was, or after it. */
+    return error == -ESRCH || error == -EINVAL ? forget_files(opening, id)
+                                               : refuse_domain(opening, id, error);
 }
 
 static int take_domains(struct opening *opening)

@@ -271,7 +271,7 @@ static void serve_request(struct world *world, struct place *place)
     if (place->request == REQUEST_RESTORE)
         status = de_pager_restore(world->pager, place->id);
     if (place->request == REQUEST_REMOVE)
-        status = de_pager_remove_domain(world->pager, place->id);
+        status = de_pager_remove_domain(world->pager, place->last_id);
     if (status == DE_BUSY || status == DE_NO_MEMORY)
         return;
     if (status == DE_CORRUPT && !world->result.corruptions && !world->result.disk_errors)
@@ -284,12 +284,14 @@ static void serve_request(struct world *world, struct place *place)
 /* A successor knows those already that were added before its predecessor died. */
 static void add(struct world *world, struct place *place)
 {
+    uint32_t tenancy = place->tenancy;
     int status = de_pager_add_domain(world->pager, place->id, world->options.gfns);
     if (status != DE_OK && status != DE_BUSY)
         return;
     if (place->device && de_pager_set_device_model(world->pager, place->id) != DE_OK)
         return;
-    place->known = true;
+    /* Another one may have moved in meanwhile. */
+    place->known = place->tenancy == tenancy && !place->leaving;
 }
 
 static void tend(struct world *world)

@@ -186,7 +186,7 @@ static int ring_answer(void *context, uint16_t domain, const struct de_vm_event 
     int error;
     scheduler_enter_hypercall(world->scheduler);
     error = MACHINE(world, ring_answer, domain, answer);
-    if (place && !place->hostile)
+    if (!error && place && !place->hostile)
         count_drop(place, answer, -1);
     scheduler_leave_hypercall(world->scheduler);
     return error;
@@ -229,6 +229,14 @@ static void yield(void *context)
         HYPERCALL(world, error, name, domain);                                                               \
         return error;                                                                                        \
     }
+static int domain_uuid(void *context, uint16_t domain, struct de_uuid *uuid)
+{
+    struct world *world = context;
+    int error;
+    HYPERCALL(world, error, domain_uuid, domain, uuid);
+    return error;
+}
+
 PASS_ON(paging_enable)
 PASS_ON(paging_disable)
 PASS_ON(unpause)
@@ -257,6 +265,7 @@ void disturbed_create(struct world *world)
 {
     world->hypervisor = de_machine_hypervisor(world->machine);
     world->pager_operations = (struct de_hypervisor_operations){
+        .domain_uuid = domain_uuid,
         .map = map,
         .unmap = unmap,
         .paging_enable = paging_enable,

@@ -49,7 +49,7 @@ static bool take_hold(struct world *world, struct place *place, uint32_t gfn)
 {
     char path[PATH_BYTES];
     files_holds_path(world, place->id, path, sizeof path);
-    if (!place->holds && de_holds_attach(path, &place->holds) != DE_OK)
+    if (!place->holds && place->known && de_holds_attach(path, &place->holds) != DE_OK)
         place->holds = NULL;
     return place->holds && de_holds_take(place->holds, gfn) == DE_OK;
 }

@@ -23,11 +23,16 @@ static bool guests_go_on(const struct world *world)
 static void settle_in(struct place *place)
 {
     struct world *world = place->world;
-    uint16_t id;
     memset(place->pages, 0, world->options.gfns * sizeof *place->pages);
-    if (de_machine_domain_create(world->machine, world->options.gfns, &id)) {
+    uint16_t id = place->unheard || random_below(&world->operator.random, 2) ? place->last_id : 0;
+    uint64_t words[] = {random_next(&world->disturbance), random_next(&world->disturbance)};
+    struct de_uuid uuid;
+    memcpy(&uuid, words, sizeof uuid);
+    int error = de_machine_domain_create_as(world->machine, world->options.gfns, &uuid, &id);
+    if (error == -ENOMEM)
         return; /* an allocation was made to fail */
-    }
+    if (error)
+        WORLD_FAIL(world, "making domain %u gave %d", id, error);
     for (uint32_t gfn = 0; gfn < world->options.gfns; gfn++) {
         struct page_model *page = &place->pages[gfn];
         page_fill(world, place, page, random_below(&world->disturbance, CONTENTS));
@@ -35,9 +40,10 @@ static void settle_in(struct place *place)
         int32_t error = 0;
         page->present = de_machine_populate(world->machine, id, &gfn, &bytes, 1, &error) == 1;
     }
+    place->tenancy++;
     place->halted = place->leaving = false;
     place->idle_ticks = 0;
-    place->id = id;
+    place->id = place->last_id = id;
     world->result.domains_created++;
     guests_start(place);
 }
@@ -49,6 +55,16 @@ static void note_departure(struct place *place)
         place->world->result.slot_waits += accounting.slot_waits;
 }
 
+/* Let the pager know that the domain is gone. */
+static void tell(struct place *place)
+{
+    if (!place->last_id)
+        return;
+    place->request = REQUEST_REMOVE;
+    WAIT_UNTIL(place->world, place->request == REQUEST_NONE);
+    place->unheard = false;
+}
+
 static void clear_out(struct place *place)
 {
     struct world *world = place->world;
@@ -57,10 +73,13 @@ static void clear_out(struct place *place)
     de_machine_domain_destroy(world->machine, place->id);
     WAIT_UNTIL(world, place->guests == 0 && place->users == 0);
     host_detach(place);
-    if (place->known) {
-        place->request = REQUEST_REMOVE;
-        WAIT_UNTIL(world, place->request == REQUEST_NONE);
-    }
+    /* Or it has to find out when the id is another domain's. */
+    bool told = !guests_go_on(world) || random_below(&world->operator.random, 2);
+    if (told)
+        tell(place);
+    else
+        place->unheard = true;
+    place->known = false;
     place->id = 0;
     world->result.domains_destroyed++;
 }
@@ -264,6 +283,8 @@ void *operator_run(void *argument)
     for (uint32_t i = 0; i < world->options.domains; i++)
         if (world->places[i].id)
             finish_place(&world->places[i]);
+        else
+            tell(&world->places[i]);
     world->daemon_stop = true;
     WAIT_UNTIL(world, !world->daemon_stop);
     finish_machine(world);

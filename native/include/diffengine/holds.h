@@ -18,7 +18,7 @@
 #ifndef DIFFENGINE_HOLDS_H
 #define DIFFENGINE_HOLDS_H
 
-#include <diffengine/page.h>
+#include <diffengine/hypervisor.h>
 #include <stdbool.h>
 
 struct de_holds;
@@ -29,10 +29,12 @@ struct de_holds;
  * The pager: make a domain's table. @param directory Of its state: file holds-DOMAIN, 0600, which replaces
  * one that is there; or -1: a memfd. @return DE_OK, DE_NO_MEMORY or DE_SYSTEM.
  */
-int de_holds_create(int directory, uint16_t domain, uint32_t gfns, struct de_holds **holds);
-/** The pager after a takeover: the same table, with nothing locked. DE_OK, DE_NOT_FOUND, DE_CORRUPT,
- * DE_NO_MEMORY, DE_SYSTEM. */
-int de_holds_reopen(int directory, uint16_t domain, uint32_t gfns, struct de_holds **holds);
+int de_holds_create(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
+                    struct de_holds **holds);
+/** The pager after a takeover: the same table, with nothing locked. DE_OK, DE_NOT_FOUND, DE_CORRUPT (also:
+ * another domain's, which had this id before), DE_NO_MEMORY, DE_SYSTEM. */
+int de_holds_reopen(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
+                    struct de_holds **holds);
 /** Also gives up what de_holds_attach() got. */
 void de_holds_close(struct de_holds *holds);
 void de_holds_remove(int directory, uint16_t domain);

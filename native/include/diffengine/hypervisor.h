@@ -7,7 +7,8 @@
  * Every operation returns 0 (or a count) or a negative errno value, as Xen's hypercalls do; the errors named
  * at each are those that Xen 4.17 gives in that situation. Operations may be called from any thread at the
  * same time, except that one domain's ring has one consumer. -ESRCH (no such domain, or it is being
- * destroyed) is possible everywhere.
+ * destroyed) is possible everywhere, -ENODEV (no paging ring enabled) wherever a page is nominated, evicted
+ * or loaded.
  */
 #ifndef DIFFENGINE_HYPERVISOR_H
 #define DIFFENGINE_HYPERVISOR_H
@@ -41,6 +42,14 @@ enum de_p2m_type {
     DE_P2M_PAGING_IN = 5,  /**< asked for; with its frame (it was nominated) or without (it was paged) */
 };
 
+#define DE_UUID_BYTES 16u
+
+/** A domain's UUID. A host gives the id of a domain that is gone to another one, and a guest that reboots
+ * keeps its UUID under another id: together they name one domain for ever. */
+struct de_uuid {
+    uint8_t bytes[DE_UUID_BYTES];
+};
+
 /** One paging event, and its answer. The ring is guest memory: every field of an event is untrusted. */
 struct de_vm_event {
     uint32_t version;
@@ -62,6 +71,9 @@ struct de_vm_event {
 #define DE_SHARE_MAX_GFNS 256u
 
 struct de_hypervisor_operations {
+    /** The UUID of the domain that has this id now. -ESRCH. */
+    int (*domain_uuid)(void *context, uint16_t domain, struct de_uuid *uuid);
+
     /**
      * Map @p count frames of @p domain read-only. A mapping is a reference on the frame: until unmap() its
      * gfn can be neither nominated for paging (-EBUSY), evicted (-EBUSY) nor nominated for sharing (-E2BIG).

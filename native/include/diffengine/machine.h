@@ -18,7 +18,7 @@
 
 struct de_machine;
 
-/** Domains get ids from 1 upwards, never twice. Xen's own limit. */
+/** Domains get ids from 1 upwards, never twice unless asked for. Xen's own limit. */
 #define DE_MACHINE_MAX_DOMAIN_ID 32751u
 #define DE_MACHINE_MAX_VCPUS 16u /**< per domain */
 
@@ -61,8 +61,15 @@ int de_machine_fd(const struct de_machine *machine);
 struct de_hypervisor de_machine_hypervisor(struct de_machine *machine);
 void de_machine_account(struct de_machine *machine, struct de_machine_accounting *accounting);
 
-/** A domain of @p gfns holes. -EINVAL (0 gfns), -ENOMEM (also: no id left). */
+/** A domain of @p gfns holes, with a random UUID. -EINVAL (0 gfns), -ENOMEM (also: no id left). */
 int de_machine_domain_create(struct de_machine *machine, uint32_t gfns, uint16_t *domain);
+/**
+ * The same with a given UUID, and perhaps with an id that comes round again.
+ * @param domain In: 0, or the id that a domain had before. Out: the id. -EINVAL (0 gfns, no domain ever had
+ * that id), -EEXIST (one has it now), -ENOMEM.
+ */
+int de_machine_domain_create_as(struct de_machine *machine, uint32_t gfns, const struct de_uuid *uuid,
+                                uint16_t *domain);
 /**
  * Destroy a domain: its vCPUs' accesses return -ESHUTDOWN from now on, its frames go free (those that dom0
  * has mapped, at the unmap), its ring is gone. -ESRCH.

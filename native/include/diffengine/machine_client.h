@@ -51,6 +51,8 @@ int de_client_shut_down(struct de_machine_client *client);
 int de_client_account(struct de_machine_client *client, struct de_machine_accounting *accounting);
 /** -ENOMEM also if all domains together would have more than 16 gfns for each frame of the machine. */
 int de_client_domain_create(struct de_machine_client *client, uint32_t gfns, uint16_t *domain);
+int de_client_domain_create_as(struct de_machine_client *client, uint32_t gfns, const struct de_uuid *uuid,
+                               uint16_t *domain);
 int de_client_domain_destroy(struct de_machine_client *client, uint16_t domain);
 int de_client_domain_account(struct de_machine_client *client, uint16_t domain,
                              struct de_domain_accounting *accounting);

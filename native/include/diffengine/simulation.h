@@ -45,7 +45,7 @@ enum de_simulation_action {
     /* The world: */
     DE_SIMULATE_HOG = 15,     /**< somebody takes all free frames for a while */
     DE_SIMULATE_CORRUPT = 16, /**< flip a byte of some object in the store */
-    DE_SIMULATE_DESTROY = 17, /**< the domain goes, and a new one takes its place */
+    DE_SIMULATE_DESTROY = 17, /**< the domain goes, and a new one takes its place, now and then with its id */
     DE_SIMULATE_CRASH = 18,   /**< kill the pager wherever it is, and start a new one that takes over */
     DE_SIMULATE_ACTIONS = 19,
 };

@@ -312,7 +312,8 @@ static void test_successor(void)
     CHECK(mkdtemp(directory));
     int fd = open(directory, O_RDONLY | O_DIRECTORY);
     struct de_holds *mine, *device, *next;
-    CHECK_EQ(de_holds_create(fd, 7, 100, &mine), DE_OK);
+    static const struct de_uuid uuid = {{1}}, other = {{2}};
+    CHECK_EQ(de_holds_create(fd, 7, &uuid, 100, &mine), DE_OK);
     char path[64];
     snprintf(path, sizeof path, "%s/holds-7", directory);
     CHECK_EQ(de_holds_attach(path, &device), DE_OK);
@@ -320,9 +321,10 @@ static void test_successor(void)
     CHECK(de_holds_lock(mine, 3));
     CHECK(!de_holds_lock(mine, 1));
     de_holds_close(mine);
-    CHECK_EQ(de_holds_reopen(fd, 7, 99, &next), DE_CORRUPT);
-    CHECK_EQ(de_holds_reopen(fd, 8, 100, &next), DE_NOT_FOUND);
-    CHECK_EQ(de_holds_reopen(fd, 7, 100, &next), DE_OK);
+    CHECK_EQ(de_holds_reopen(fd, 7, &uuid, 99, &next), DE_CORRUPT);
+    CHECK_EQ(de_holds_reopen(fd, 7, &other, 100, &next), DE_CORRUPT);
+    CHECK_EQ(de_holds_reopen(fd, 8, &uuid, 100, &next), DE_NOT_FOUND);
+    CHECK_EQ(de_holds_reopen(fd, 7, &uuid, 100, &next), DE_OK);
     CHECK_EQ(de_holds_take(device, 3), DE_OK);
     CHECK(de_holds_attached(next));
     CHECK(!de_holds_lock(next, 1));

@@ -193,6 +193,10 @@ static void test_arguments(void)
     CHECK_EQ(HV(pause, 99), -ESRCH);
     CHECK_EQ(HV(unpause, domain), -EINVAL);
     CHECK_EQ(de_machine_p2m_type(machine, domain, 4), -EINVAL);
+    CHECK_EQ(HV(paging_nominate, domain, 0), -ENODEV);
+    CHECK_EQ(HV(paging_evict, domain, 0), -ENODEV);
+    CHECK_EQ(HV(paging_load, domain, 0, bytes), -ENODEV);
+    CHECK_EQ(HV(paging_enable, domain), 0);
     CHECK_EQ(HV(paging_nominate, domain, 4), -EBUSY);
     CHECK_EQ(HV(paging_load, domain, 4, bytes), -ENOENT);
     CHECK_EQ(HV(share_nominate, domain, 4, &handle), -EINVAL);
@@ -260,6 +264,35 @@ static void test_claims(void)
     CHECK_EQ(de_machine_claim(machine, a, 0), 0);
     CHECK_EQ(account().claimed, 0);
     CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 1);
+    finish();
+}
+
+/* A host gives the id of a domain that is gone to another; the UUID tells them apart. */
+static void test_identity(void)
+{
+    start(8);
+    struct de_uuid first, second, given = {{0xde, 0x01}}, found;
+    uint16_t a = make_domain(2, 1), b = make_domain(2, 3);
+    CHECK_EQ(HV(domain_uuid, a, &first), 0);
+    CHECK_EQ(HV(domain_uuid, b, &second), 0);
+    CHECK(memcmp(&first, &second, sizeof first) != 0);
+    CHECK_EQ(HV(domain_uuid, 99, &found), -ESRCH);
+    uint16_t next = (uint16_t)(b + 1);
+    CHECK_EQ(de_machine_domain_create_as(machine, 2, &given, &a), -EEXIST);
+    CHECK_EQ(de_machine_domain_create_as(machine, 2, &given, &next), -EINVAL);
+    CHECK_EQ(HV(paging_enable, a), 0);
+    CHECK_EQ(de_machine_domain_destroy(machine, a), 0);
+    CHECK_EQ(HV(domain_uuid, a, &found), -ESRCH);
+    CHECK_EQ(de_machine_domain_create_as(machine, 0, &given, &a), -EINVAL);
+    CHECK_EQ(de_machine_domain_create_as(machine, 2, &given, &a), 0);
+    CHECK_EQ(HV(domain_uuid, a, &found), 0);
+    CHECK(memcmp(&found, &given, sizeof found) == 0);
+    CHECK_EQ(account_domain(a).holes, 2);
+    uint32_t answered;
+    CHECK_EQ(HV(paging_take_over, a, &answered), -EINVAL);
+    uint16_t fresh = 0;
+    CHECK_EQ(de_machine_domain_create_as(machine, 2, &given, &fresh), 0);
+    CHECK_EQ(fresh, next);
     finish();
 }
 
@@ -1095,6 +1128,7 @@ int main(void)
     test_arguments();
     test_populate_and_frames();
     test_claims();
+    test_identity();
     test_paging_states();
     test_write_through_mapping_is_lost();
     test_map_of_paged_page();

@@ -662,14 +662,14 @@ static void hostile_session(uint16_t domain, unsigned calls)
     close(connection);
 }
 
-/* Ends every program and domain that the hostile client may have made. Ids only grow. */
-static void clean_up(uint32_t *last_program, uint16_t *last_domain)
+/* Ends every program and domain that the hostile client may have made. */
+static void clean_up(uint32_t *last_program)
 {
     struct de_program_options idle = {.kind = DE_PROGRAM_IDLE, .gfns = 1};
     uint16_t domain;
     uint32_t program = UINT32_MAX;
-    while (de_client_domain_create(machine, 1, &domain))
-        de_client_domain_destroy(machine, ++*last_domain);
+    for (uint16_t id = 1; de_client_domain_create(machine, 1, &domain); id++)
+        de_client_domain_destroy(machine, id);
     int error = de_client_program_start(machine, domain, &idle, 0, &program);
     CHECK(error == 0 || error == -ENOSPC);
     for (; *last_program < program && *last_program < 100000; ++*last_program) {
@@ -677,8 +677,8 @@ static void clean_up(uint32_t *last_program, uint16_t *last_domain)
         if (de_client_program_read(machine, *last_program + 1, &result) == 0)
             CHECK_EQ(de_client_program_stop(machine, *last_program + 1, &result, NULL, 0), 0);
     }
-    for (; *last_domain < domain; ++*last_domain)
-        de_client_domain_destroy(machine, (uint16_t)(*last_domain + 1));
+    for (uint16_t id = 1; id <= domain; id++)
+        de_client_domain_destroy(machine, id);
 }
 
 /* An honest client's domain cannot be kept from a hostile one, which may destroy it: so only what no client
@@ -690,7 +690,6 @@ static void test_hostile_calls(void)
     random_state = seed ? strtoull(seed, NULL, 10) : 1;
     unsigned count = sessions ? (unsigned)strtoul(sessions, NULL, 10) : 40;
     uint32_t last_program = 0;
-    uint16_t last_domain = 0;
     start();
     for (unsigned session = 0; session < count; session++) {
         uint16_t domains[3];
@@ -703,7 +702,7 @@ static void test_hostile_calls(void)
         struct de_machine_client *other;
         CHECK_EQ(de_client_connect(server_path, DE_CLIENT_READER, &other), 0);
         de_client_free(other);
-        clean_up(&last_program, &last_domain);
+        clean_up(&last_program);
     }
     wait_until_unmapped();
     finish();

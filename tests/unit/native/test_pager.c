@@ -296,6 +296,46 @@ static void test_domains(void)
     finish();
 }
 
+/* A domain went with a page out, and another one has its id before the pager is told. */
+static void test_id_of_another(void)
+{
+    start(16);
+    static const struct de_uuid uuid = {{1}};
+    const uint32_t gfn = 0;
+    uint8_t page[DE_PAGE_SIZE];
+    const uint8_t *pages[] = {page};
+    uint16_t domain = make_domain(2, 300);
+    uint32_t objects[] = {put_filled(300), put_filled(301)};
+    CHECK_EQ(evict(domain, 0, objects[0]), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    CHECK_EQ(de_machine_domain_create_as(machine, 2, &uuid, &domain), 0);
+    fill(page, 301);
+    CHECK_EQ(de_machine_populate(machine, domain, &gfn, pages, 1, NULL), 1);
+    /* It is not paged: nothing meant for the former one has an effect. */
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_NO_PAGE);
+    CHECK_EQ(watch(domain, 1), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(evict(domain, 1, objects[1]), DE_PROPOSAL_NO_DOMAIN);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_NOT_FOUND);
+    check_page(domain, 0, 301);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 2), DE_OK);
+    CHECK_EQ(de_store_count(store, objects[0]), 1);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    CHECK_EQ(evict(domain, 0, objects[1]), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 2), DE_BUSY);
+    check_page(domain, 0, 301);
+    /* Told too late: the former one is forgotten, the other one left alone. */
+    CHECK_EQ(evict(domain, 0, objects[1]), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
+    static const struct de_uuid third = {{3}};
+    CHECK_EQ(de_machine_domain_create_as(machine, 2, &third, &domain), 0);
+    CHECK_EQ(real.operations->paging_enable(real.context, domain), 0);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    CHECK_EQ(real.operations->paging_enable(real.context, domain), -EBUSY);
+    for (int i = 0; i < 2; i++)
+        CHECK_EQ(de_store_release(store, objects[i]), DE_OK);
+    finish();
+}
+
 static void test_evict_and_fault(void)
 {
     start(16);
@@ -1286,6 +1326,7 @@ static void test_domains_under_load(void)
 int main(void)
 {
     test_domains();
+    test_id_of_another();
     test_evict_and_fault();
     test_one_object_for_two_pages();
     test_evict_refused();

@@ -49,6 +49,7 @@ static void step(void)
 MORTAL(map,
        (void *c, uint16_t domain, const uint32_t *gfns, size_t count, const uint8_t **pages, int32_t *errors),
        (c, domain, gfns, count, pages, errors))
+MORTAL(domain_uuid, (void *c, uint16_t domain, struct de_uuid *uuid), (c, domain, uuid))
 MORTAL(paging_enable, (void *c, uint16_t domain), (c, domain))
 MORTAL(paging_disable, (void *c, uint16_t domain), (c, domain))
 MORTAL(paging_nominate, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
@@ -59,6 +60,7 @@ MORTAL(ring_answer, (void *c, uint16_t domain, const struct de_vm_event *answer)
 
 /* A machine may be slow to notice that a pager is dead. */
 static unsigned busy_takeovers;
+static int takeover_error;
 
 static int mortal_paging_take_over(void *c, uint16_t domain, uint32_t *answered)
 {
@@ -66,6 +68,8 @@ static int mortal_paging_take_over(void *c, uint16_t domain, uint32_t *answered)
         busy_takeovers--;
         return -EBUSY;
     }
+    if (takeover_error)
+        return takeover_error;
     step();
     int result = real.operations->paging_take_over(c, domain, answered);
     step();
@@ -153,6 +157,7 @@ static void start(void)
     mortal.map = mapping;
     mortal.unmap = unmapping;
     mortal.now_ns = clock_ns;
+    mortal.domain_uuid = mortal_domain_uuid;
     mortal.paging_enable = mortal_paging_enable;
     mortal.paging_disable = mortal_paging_disable;
     mortal.paging_take_over = mortal_paging_take_over;
@@ -397,6 +402,22 @@ static void test_leave(void)
     finish();
 }
 
+static void holds_path(uint16_t id, char *path, size_t capacity)
+{
+    snprintf(path, capacity, "%s/holds-%u", directory, id);
+}
+
+/* A table of this name, with nothing in it. */
+static void damage_table(uint16_t id)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/table-%u", directory, id);
+    int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0600);
+    CHECK(fd >= 0);
+    CHECK_EQ(ftruncate(fd, 2 * DE_PAGE_SIZE), 0);
+    CHECK_EQ(close(fd), 0);
+}
+
 /* A domain destroyed while nobody is the pager; a table that is none; a page whose object is lost. */
 static void test_what_is_left(void)
 {
@@ -408,21 +429,24 @@ static void test_what_is_left(void)
     CHECK_EQ(de_pager_add_domain(pager, gone, 1), DE_OK);
     CHECK_EQ(de_pager_add_domain(pager, lost, 1), DE_OK);
     CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    CHECK_EQ(de_pager_set_device_model(pager, gone), DE_OK);
+    struct de_holds *holds;
+    char path[128];
+    holds_path(gone, path, sizeof path);
+    CHECK_EQ(de_holds_attach(path, &holds), DE_OK);
     uint32_t objects[2] = {put_filled(de_pager_store(pager), 50), put_filled(de_pager_store(pager), 60)};
     CHECK_EQ(evict(gone, 0, objects[0]), DE_PROPOSAL_DONE);
     CHECK_EQ(evict(lost, 0, objects[1]), DE_PROPOSAL_DONE);
     /* One release too many, twice: the object goes although a page needs it. */
     CHECK_EQ(de_store_release(de_pager_store(pager), objects[1]), DE_OK);
     CHECK_EQ(de_store_release(de_pager_store(pager), objects[1]), DE_OK);
+    de_holds_close(holds);
     de_pager_leave(pager);
     CHECK_EQ(de_machine_domain_destroy(machine, gone), 0);
-    char path[128];
-    snprintf(path, sizeof path, "%s/table-999", directory);
-    int fd = open(path, O_CREAT | O_WRONLY, 0600);
-    CHECK_EQ(ftruncate(fd, 2 * DE_PAGE_SIZE), 0);
-    CHECK_EQ(close(fd), 0);
+    damage_table(999);
     open_pager();
     CHECK_EQ(statistics().domains, 2);
+    CHECK_EQ(access(path, F_OK), -1);
     CHECK_EQ(de_store_count(de_pager_store(pager), objects[0]), 0);
     /* Its id may serve another page by now: the lost one must not get that. */
     for (int i = 0; i < 3; i++)
@@ -440,7 +464,72 @@ static void test_what_is_left(void)
     CHECK_EQ(de_machine_domain_destroy(machine, lost), 0);
     CHECK_EQ(access_end(&access), -ESHUTDOWN);
     CHECK_EQ(de_pager_remove_domain(pager, lost), DE_OK);
-    CHECK_EQ(unlink(path), 0);
+    check_all();
+    finish();
+}
+
+/* A domain with a page out goes while nobody is the pager, and another one has its id, and even a pager. */
+static void test_id_of_another(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    static const struct de_uuid uuid = {{7}};
+    uint16_t id = make_guest(1, 50);
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, id, 1), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    CHECK_EQ(de_pager_set_device_model(pager, id), DE_OK);
+    struct de_holds *holds;
+    char path[128];
+    holds_path(id, path, sizeof path);
+    CHECK_EQ(de_holds_attach(path, &holds), DE_OK);
+    uint32_t object = put_filled(de_pager_store(pager), 50);
+    CHECK_EQ(evict(id, 0, object), DE_PROPOSAL_DONE);
+    de_pager_leave(pager);
+    CHECK_EQ(de_machine_domain_destroy(machine, id), 0);
+    CHECK_EQ(de_machine_domain_create_as(machine, 1, &uuid, &id), 0);
+    CHECK_EQ(real.operations->paging_enable(real.context, id), 0);
+    open_pager();
+    CHECK_EQ(statistics().domains, 1);
+    CHECK_EQ(de_pager_states(pager, id, 0, 1, NULL, NULL, NULL), DE_NOT_FOUND);
+    CHECK_EQ(de_store_count(de_pager_store(pager), object), 0);
+    CHECK_EQ(access(path, F_OK), -1);
+    de_holds_close(holds);
+    CHECK_EQ(real.operations->paging_disable(real.context, id), 0);
+    CHECK_EQ(de_pager_add_domain(pager, id, 1), DE_OK);
+    CHECK_EQ(state(id, 0), DE_PAGE_RESIDENT);
+    CHECK_EQ(de_machine_domain_destroy(machine, id), 0);
+    CHECK_EQ(de_pager_remove_domain(pager, id), DE_OK);
+    check_all();
+    finish();
+}
+
+/* A table that is none: of a domain that was not paged yet, or of one whose pages nobody knows any more. */
+static void test_damaged_table(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    uint16_t unpaged = make_guest(1, 50), lost = make_guest(1, 60);
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, lost, 1), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t object = put_filled(de_pager_store(pager), 60);
+    CHECK_EQ(evict(lost, 0, object), DE_PROPOSAL_DONE);
+    de_pager_leave(pager);
+    damage_table(unpaged);
+    damage_table(lost);
+    open_pager();
+    CHECK_EQ(statistics().domains, 1);
+    CHECK_EQ(de_machine_domain_unpause(machine, unpaged), -EINVAL);
+    CHECK_EQ(de_pager_add_domain(pager, unpaged, 1), DE_OK);
+    CHECK_EQ(de_machine_domain_unpause(machine, lost), 0);
+    for (uint16_t id = unpaged; id <= lost; id++)
+        CHECK_EQ(de_machine_domain_destroy(machine, id), 0);
+    CHECK_EQ(de_pager_remove_domain(pager, unpaged), DE_OK);
+    de_pager_leave(pager);
+    open_pager();
     check_all();
     finish();
 }
@@ -456,7 +545,7 @@ static void test_device_model(void)
     CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
     char path[128];
     struct de_holds *holds;
-    snprintf(path, sizeof path, "%s/holds-%u", directory, domain);
+    holds_path(domain, path, sizeof path);
     CHECK_EQ(de_holds_attach(path, &holds), DE_OK);
     CHECK_EQ(de_holds_take(holds, 0), DE_OK);
     de_pager_leave(pager);
@@ -515,6 +604,15 @@ static void test_refused(void)
     CHECK_EQ(pwrite(fd, "DEstore\n", 8, 0), 8);
     CHECK_EQ(close(fd), 0);
     open_pager();
+    /* What can't be taken over now is not given up: pages are out. */
+    uint32_t object = put_filled(de_pager_store(pager), KEY);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    de_pager_leave(pager);
+    takeover_error = -EIO;
+    refused(DE_SYSTEM, "taking over domain");
+    takeover_error = 0;
+    open_pager();
+    check_page(domain, 0, KEY);
     check_all();
     finish();
 }
@@ -523,6 +621,8 @@ int main(void)
 {
     test_leave();
     test_what_is_left();
+    test_id_of_another();
+    test_damaged_table();
     test_refused();
     test_device_model();
     test_death_at_each_step();

@@ -156,6 +156,7 @@ static inline int client_unpause(struct de_machine_client *client, uint16_t doma
 #define de_machine_hypervisor de_client_hypervisor
 #define de_machine_account de_client_account
 #define de_machine_domain_create de_client_domain_create
+#define de_machine_domain_create_as de_client_domain_create_as
 #define de_machine_domain_destroy de_client_domain_destroy
 #define de_machine_domain_account de_client_domain_account
 #define de_machine_domain_crash_reason de_client_domain_crash_reason
