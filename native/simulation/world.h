@@ -41,9 +41,9 @@ struct place {
     uint32_t number;
     uint16_t id;      /**< 0: none now */
     uint16_t last_id; /**< what it is, or was before it went */
-    bool leaving; /**< is to go: nobody starts anything here */
-    bool known;   /**< the pager has it */
-    bool unheard; /**< nobody told the pager that the one before went */
+    bool leaving;     /**< is to go: nobody starts anything here */
+    bool known;       /**< the pager has it */
+    bool unheard;     /**< nobody told the pager that the one before went */
     uint32_t tenancy; /**< how manieth domain it is */
     enum request request;
     bool halted; /**< the pager paused it for good */
