@@ -13,7 +13,7 @@ STAMPS := build/stamps
 
 # What Debian provides; `make` installs what is missing.
 PACKAGES := build-essential clang-format liblz4-dev libssl-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
-            python3 python3-dev python3-venv zstd
+            libxen-dev python3 python3-dev python3-venv zstd
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 
 NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -name 'meson.build')
