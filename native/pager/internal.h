@@ -4,7 +4,10 @@
  * The pager's own data: the page table, and who may change an entry when.
  *
  * Entries are changed by compare-and-swap alone (entry_change). The thread that proposes takes an entry from
- * resident to evicted; the one that serves faults takes it back. They meet in two states:
+ * resident to evicted; the one that serves faults takes it back. They meet in three states:
+ *  - nominating: the proposer's hypercall is under way, and only it leaves this state. A server that found
+ * the page touched waits; if it was nominated anew since, the generation is another one, and the touch is
+ * history. So a resident entry's page is never nominated, whoever dies when.
  *  - evicting: the proposer's hypercall is under way. It owns the step out of this state, unless
  *  - loading: a server has claimed the entry (from evicting or evicted). Until it lets go nobody else may
  * touch the entry or give its object back, so what is loaded is what was evicted, however long the rebuild
@@ -122,7 +125,7 @@ struct de_pager {
     unsigned retries; /**< events to try again soon; the serving thread's */
 
     _Atomic(uint64_t) counters[COUNTERS];
-    _Atomic(uint64_t) states[DE_PAGE_LOADING + 1]; /**< entries per state, except resident */
+    _Atomic(uint64_t) states[DE_PAGE_NOMINATING + 1]; /**< entries per state, except resident */
     _Atomic(uint64_t) table_bytes;
     struct atomic_latency rebuild;
     struct atomic_latency fault;
@@ -148,6 +151,8 @@ bool entry_change(struct de_pager *pager, struct pager_domain *domain, uint32_t 
                   struct entry to);
 /** The same entry without object, resident, one generation on. */
 struct entry entry_resident(struct entry entry);
+/** The same entry without object, watched, one generation on. */
+struct entry entry_watched_anew(struct entry entry);
 /** Find a domain and hold it; NULL: not ours. */
 struct pager_domain *pager_domain_get(struct de_pager *pager, uint16_t id);
 void pager_domain_put(struct de_pager *pager, struct pager_domain *domain);

@@ -12,16 +12,18 @@
 /** How often to look whether another thread is done with a page; each is at least a system call. */
 #define LOADING_TURNS 64u
 
-/* A page that is ram again must not go on counting as watched, also if somebody tries to evict it just now:
- * that will be refused, and leave the entry as it was. */
-static void note_touch(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
-                       struct entry watched)
+/* A page that is ram again must not go on counting as watched, also if somebody nominates or tries to evict
+ * it just now: that will be refused, and leave the entry as it was, or it is nominated anew. */
+static void note_touch(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, struct entry seen)
 {
-    while (watched.state == DE_PAGE_WATCHED &&
-           !entry_change(pager, domain, gfn, watched, entry_resident(watched))) {
+    struct entry watched = seen;
+    watched.state = DE_PAGE_WATCHED;
+    if (seen.state == DE_PAGE_RESIDENT)
+        return;
+    while (!entry_change(pager, domain, gfn, watched, entry_resident(watched))) {
         struct entry now = entry_get(domain, gfn);
-        if (now.generation != watched.generation ||
-            (now.state != DE_PAGE_EVICTING && now.state != DE_PAGE_WATCHED))
+        bool under_way = now.state == DE_PAGE_EVICTING || now.state == DE_PAGE_NOMINATING;
+        if (now.generation != seen.generation || (!under_way && now.state != DE_PAGE_WATCHED))
             return;
         HYPERCALL(pager, yield);
     }
@@ -230,7 +232,7 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
                 return LOAD_LATER;
             continue;
         }
-        if (entry.state == DE_PAGE_RESIDENT || entry.state == DE_PAGE_WATCHED) {
+        if (entry.object == DE_NONE) {
             enum loaded result;
             if (load_watched(pager, domain, gfn, entry, &result))
                 return result;
@@ -247,19 +249,30 @@ void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gf
 {
     for (;;) {
         struct entry entry = entry_get(domain, gfn);
-        if (entry.state == DE_PAGE_EVICTING) {
+        struct entry after = entry_resident(entry);
+        switch (entry.state) {
+        case DE_PAGE_NOMINATING:
+        case DE_PAGE_EVICTING:
             /* It may be over already as far as the hypervisor goes: then its page is what was given back. */
             HYPERCALL(pager, yield);
             continue;
+        case DE_PAGE_WATCHED:
+            /* Nobody can tell whether that gfn has a newer page that is nominated. */
+            after = entry_watched_anew(entry);
+            break;
+        case DE_PAGE_EVICTED: {
+            /* EINVAL: paged, so this event is of an earlier page of that gfn, given back and evicted anew
+             * since.
+             */
+            int error = HYPERCALL(pager, paging_load, domain->id, gfn, NULL);
+            if (error == -EINVAL || error == -ESRCH || error == -ENODEV)
+                return;
+            break;
         }
-        if (entry.state != DE_PAGE_EVICTED && entry.state != DE_PAGE_WATCHED)
+        default:
             return;
-        /* EINVAL: paged, so this event is of an earlier page of that gfn, given back and evicted anew since.
-         */
-        int error = HYPERCALL(pager, paging_load, domain->id, gfn, NULL);
-        if (error == -EINVAL || error == -ESRCH || error == -ENODEV)
-            return;
-        if (!entry_change(pager, domain, gfn, entry, entry_resident(entry)))
+        }
+        if (!entry_change(pager, domain, gfn, entry, after))
             continue;
         if (entry.object != DE_NONE)
             pager_retire(pager, entry.object);

@@ -31,6 +31,13 @@ struct entry entry_resident(struct entry entry)
     };
 }
 
+struct entry entry_watched_anew(struct entry entry)
+{
+    struct entry watched = entry_resident(entry);
+    watched.state = DE_PAGE_WATCHED;
+    return watched;
+}
+
 /* The lock is held. */
 static struct pager_domain **find_slot(struct de_pager *pager, uint16_t id)
 {

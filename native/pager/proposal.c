@@ -26,23 +26,34 @@ static int find_place(struct de_pager *pager, uint16_t id, uint32_t gfn, struct 
     return gfn < domain->gfns ? DE_PROPOSAL_DONE : DE_PROPOSAL_INVALID;
 }
 
+/* What the entry of a page becomes that was to be nominated. */
+static struct entry nominated(struct entry before, int error)
+{
+    struct entry watched = before;
+    watched.state = DE_PAGE_WATCHED;
+    if (before.state == DE_PAGE_RESIDENT)
+        return error ? before : watched;
+    /* EBUSY is what an already nominated page gives, too. If it is not (given back, or touched just now), the
+     * evict will be refused, and no harm is done. Nominated again, it was touched since the last time: a
+     * server that is about to note that comes too late. */
+    return error ? watched : entry_watched_anew(before);
+}
+
 /* After success the entry is `watched` as returned, and the page nominated as far as anyone can know. */
-static int watch(struct de_pager *pager, struct place place, struct entry *entry)
+static int watch(struct de_pager *pager, struct place place, struct entry *watched)
 {
     struct entry before = entry_get(place.domain, place.gfn);
     if (before.state != DE_PAGE_RESIDENT && before.state != DE_PAGE_WATCHED)
         return DE_PROPOSAL_NO_PAGE;
-    *entry = before;
-    entry->state = DE_PAGE_WATCHED;
-    /* The entry first: a touch right after the hypercall must find it watched, and undo that. */
-    if (!entry_change(pager, place.domain, place.gfn, before, *entry))
+    struct entry nominating = before;
+    nominating.state = DE_PAGE_NOMINATING;
+    if (!entry_change(pager, place.domain, place.gfn, before, nominating))
         return DE_PROPOSAL_TOUCHED;
     int error = HYPERCALL(pager, paging_nominate, place.domain->id, place.gfn);
-    /* EBUSY is what an already nominated page gives, too. If it is not (given back, or touched just now), the
-     * evict will be refused, and no harm is done. */
+    *watched = nominated(before, error);
+    entry_change(pager, place.domain, place.gfn, nominating, *watched);
     if (!error || (error == -EBUSY && before.state == DE_PAGE_WATCHED))
         return DE_PROPOSAL_DONE;
-    entry_change(pager, place.domain, place.gfn, *entry, before);
     if (error == -ESRCH || error == -ENODEV)
         return DE_PROPOSAL_NO_DOMAIN;
     return error == -EBUSY ? DE_PROPOSAL_BUSY : DE_PROPOSAL_FAILED;
@@ -69,6 +80,10 @@ static int map(struct de_pager *pager, struct place place, const uint8_t **page)
 {
     int32_t error = 0;
     int mapped = HYPERCALL(pager, map, place.domain->id, &place.gfn, 1, page, &error);
+    /* A hole has nothing to watch: the guest gave the page back. Only proposals nominate, so it stays so. */
+    struct entry entry = entry_get(place.domain, place.gfn);
+    if (error == -EINVAL && entry.state == DE_PAGE_WATCHED)
+        entry_change(pager, place.domain, place.gfn, entry, entry_resident(entry));
     return frame_error(mapped < 0 ? mapped : error);
 }
 
@@ -328,7 +343,7 @@ static int evict_raw(struct de_pager *pager, struct place place)
         return DE_NO_MEMORY;
     const uint8_t *page;
     if (map(pager, place, &page) != DE_PROPOSAL_DONE)
-        return DE_BUSY;
+        return entry_get(place.domain, place.gfn).state == DE_PAGE_RESIDENT ? DE_OK : DE_BUSY;
     memcpy(pager->proposer.page, page, DE_PAGE_SIZE);
     HYPERCALL(pager, unmap, &page, 1);
     struct de_object raw = {

@@ -141,11 +141,13 @@ static int open_swap(struct opening *opening)
 /* Give the entry its claim on its object back. */
 static struct entry claim(struct de_pager *pager, struct entry entry)
 {
+    if (entry.state == DE_PAGE_NOMINATING)
+        entry = entry_watched_anew(entry); /* whether or not it came to that */
     if (entry.state == DE_PAGE_RESIDENT || entry.state == DE_PAGE_WATCHED) {
         entry.object = DE_NONE;
         return entry;
     }
-    if (entry.state > DE_PAGE_LOADING)
+    if (entry.state > DE_PAGE_NOMINATING)
         entry = (struct entry){.object = OBJECT_LOST, .state = DE_PAGE_EVICTED};
     if (entry.object == DE_NONE || de_store_retain(pager->store, entry.object) != DE_OK)
         entry.object = OBJECT_LOST;
@@ -168,8 +170,7 @@ static void settle(struct de_pager *pager, struct pager_domain *domain, uint32_t
     if (error == 0)
         after = entry_resident(entry);
     else if (error == -ENOENT)
-        after = (struct entry){
-            .object = DE_NONE, .state = DE_PAGE_WATCHED, .generation = entry_resident(entry).generation};
+        after = entry_watched_anew(entry);
     entry_change(pager, domain, gfn, entry, after);
     if (after.object == DE_NONE && entry.object != OBJECT_LOST)
         de_store_release(pager->store, entry.object);

@@ -30,6 +30,16 @@ bool audit_page_is_out(struct world *world, struct place *place, uint32_t gfn)
     return entry_type(entry) != DE_P2M_INVALID && entry_frame(entry) == FRAME_NONE;
 }
 
+bool audit_page_is_nominated(struct world *world, struct place *place, uint32_t gfn)
+{
+    const struct domain *domain = domain_of(world, place);
+    if (!domain || gfn >= domain->gfns)
+        return false;
+    uint64_t entry = p2m_get(domain, gfn);
+    return entry_type(entry) == DE_P2M_PAGING_OUT ||
+           (entry_type(entry) == DE_P2M_PAGING_IN && entry_frame(entry) != FRAME_NONE);
+}
+
 bool audit_is_private(struct world *world, struct place *place, uint32_t gfn, const uint8_t *address)
 {
     const struct domain *domain = domain_of(world, place);

@@ -22,6 +22,9 @@ static void check_entry(struct world *world, struct place *place, uint32_t gfn, 
     if ((state == DE_PAGE_RESIDENT || state == DE_PAGE_WATCHED) && out)
         WORLD_FAIL(world, "gfn %#x of domain %u is out, but its page table entry has no object", gfn,
                    place->id);
+    if (state == DE_PAGE_RESIDENT && audit_page_is_nominated(world, place, gfn))
+        WORLD_FAIL(world, "gfn %#x of domain %u is nominated, but resident by the page table", gfn,
+                   place->id);
 }
 
 void audit_pager(struct world *world)
@@ -58,11 +61,11 @@ void audit_count_entries(struct world *world, struct place *place, uint32_t *nam
 
 uint64_t audit_between(struct world *world)
 {
-    uint64_t between = 0;
-    for (int state = DE_PAGE_EVICTING; state <= DE_PAGE_LOADING; state++)
-        if (state != DE_PAGE_EVICTED)
-            between += atomic_load(&world->pager->states[state]);
-    return between;
+    static const enum de_page_state between[] = {DE_PAGE_NOMINATING, DE_PAGE_EVICTING, DE_PAGE_LOADING};
+    uint64_t count = 0;
+    for (size_t i = 0; i < sizeof between / sizeof *between; i++)
+        count += atomic_load(&world->pager->states[between[i]]);
+    return count;
 }
 
 static bool settled(struct world *world)

@@ -184,6 +184,8 @@ bool audit_store_settled(struct world *world);
 void audit_count_entries(struct world *world, struct place *place, uint32_t *named, uint32_t ids);
 /** p2m: whether the gfn has no frame and is no hole. */
 bool audit_page_is_out(struct world *world, struct place *place, uint32_t gfn);
+/** p2m: nominated, or touched since and not loaded yet. */
+bool audit_page_is_nominated(struct world *world, struct place *place, uint32_t gfn);
 /** Whether @p address is the gfn's frame, and no other gfn's. */
 bool audit_is_private(struct world *world, struct place *place, uint32_t gfn, const uint8_t *address);
 /** Entries that are in the middle of a transition. */

@@ -40,10 +40,11 @@ class PageState(IntEnum):
     """The pager's entry of a page (enum de_page_state)."""
 
     RESIDENT = 0  # not in the pager's hands: ram, shared, or a hole
-    WATCHED = 1  # nominated: a touch makes it RESIDENT
+    WATCHED = 1  # nominated: a touch makes it RESIDENT; a page given back may stay so until an eviction is tried
     EVICTING = 2
     EVICTED = 3
     LOADING = 4
+    NOMINATING = 5
 
 
 class Outcome(IntEnum):

@@ -25,12 +25,13 @@ struct de_pager;
 
 /** State of a page table entry. */
 enum de_page_state {
-    DE_PAGE_RESIDENT = 0, /**< not ours: ram, shared or a hole */
-    DE_PAGE_WATCHED = 1,  /**< nominated (or just about to be) */
+    DE_PAGE_RESIDENT = 0, /**< not ours: ram, shared or a hole, and certainly not nominated */
+    DE_PAGE_WATCHED = 1,  /**< nominated as far as known: it may be ram or a hole by now */
     DE_PAGE_EVICTING = 2, /**< object verified, the hypercall under way */
     DE_PAGE_EVICTED = 3,  /**< only the object has it */
     DE_PAGE_LOADING =
         4, /**< somebody rebuilds and loads it at this moment; nobody else may change the entry */
+    DE_PAGE_NOMINATING = 5, /**< the hypercall is under way; only who makes it may change the entry */
 };
 
 /** What became of one page of a proposal. Negative: its content stays where it was (it may stay watched, or

@@ -29,6 +29,7 @@ static void (*before_evict)(uint16_t domain, uint32_t gfn);
 static void (*after_evict)(uint16_t domain, uint32_t gfn);
 static void (*after_take)(uint16_t domain, struct de_vm_event *event);
 static void (*before_load)(uint16_t domain, uint32_t gfn, bool has_page);
+static void (*after_load)(uint16_t domain, uint32_t gfn, int result);
 static void (*before_share)(void);
 static _Atomic int load_error;
 static _Atomic uint64_t last_timeout_ns; /**< of the pager's last wait */
@@ -48,7 +49,10 @@ static int hooked_load(void *context, uint16_t domain, uint32_t gfn, const uint8
     if (before_load)
         before_load(domain, gfn, page != NULL);
     int error = page ? atomic_load(&load_error) : 0;
-    return error ? error : real.operations->paging_load(context, domain, gfn, page);
+    error = error ? error : real.operations->paging_load(context, domain, gfn, page);
+    if (after_load)
+        after_load(domain, gfn, error);
+    return error;
 }
 
 static int hooked_take(void *context, uint16_t domain, struct de_vm_event *event)
@@ -88,6 +92,7 @@ static void start(uint32_t frames)
     before_evict = after_evict = NULL;
     after_take = NULL;
     before_load = NULL;
+    after_load = NULL;
     before_share = NULL;
     atomic_store(&load_error, 0);
     struct de_hypervisor hypervisor = {.operations = &hooked, .context = real.context};
@@ -665,11 +670,17 @@ static void test_drop(void)
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
+    uint32_t before = generation(domain, 1), newer = put_filled(81);
     CHECK_EQ(de_machine_guest_release(vcpu, 0), 0);
     CHECK_EQ(de_machine_guest_release(vcpu, 1), 0);
     CHECK_EQ(de_pager_serve(pager), 2);
     CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    /* Watched says little: who tries to evict it finds the hole. */
+    CHECK_EQ(state(domain, 1), DE_PAGE_WATCHED);
+    CHECK(generation(domain, 1) != before);
+    CHECK_EQ(evict(domain, 1, newer), DE_PROPOSAL_NO_PAGE);
     CHECK_EQ(state(domain, 1), DE_PAGE_RESIDENT);
+    CHECK_EQ(de_store_release(store, newer), DE_OK);
     CHECK_EQ(statistics().drops, 2);
     CHECK_EQ(de_pager_retire(pager, 10), 1);
     CHECK_EQ(de_store_count(store, object), 0);
@@ -971,6 +982,73 @@ static void test_restore_and_remove(void)
     for (uint32_t gfn = 0; gfn < 4; gfn++)
         check_page(domain, gfn, 170 + gfn);
     CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
+/* What a domain needs that is to do without a pager: no page out, none nominated. */
+static void check_restored(uint16_t domain, uint32_t gfns)
+{
+    struct de_domain_accounting accounting;
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    CHECK_EQ(de_machine_domain_account(machine, domain, &accounting), 0);
+    CHECK_EQ(accounting.paged + accounting.nominated, 0);
+    for (uint32_t gfn = 0; gfn < gfns; gfn++)
+        CHECK_EQ(state(domain, gfn), DE_PAGE_RESIDENT);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+}
+
+static void watch_again(uint16_t domain, uint32_t gfn, int result)
+{
+    after_load = NULL;
+    CHECK_EQ(result, 0);
+    CHECK_EQ(watch(domain, gfn), DE_PROPOSAL_DONE);
+}
+
+/* A page is nominated anew when a server has just made it ram for a touch, and is about to note that. */
+static void test_watched_again_at_a_touch(void)
+{
+    start(16);
+    uint16_t domain = make_domain(1, 400);
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_DONE);
+    uint32_t before = generation(domain, 0);
+    struct access access = {.write = false};
+    access_begin(&access, domain, 0);
+    wait_for_events(domain, 1);
+    CHECK_EQ(de_machine_domain_pause(machine, domain), 0);
+    after_load = watch_again;
+    CHECK_EQ(de_pager_serve(pager), 1);
+    CHECK(after_load == NULL);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_PAGING_OUT);
+    CHECK_EQ(state(domain, 0), DE_PAGE_WATCHED);
+    CHECK(generation(domain, 0) != before);
+    check_restored(domain, 1);
+    CHECK_EQ(de_machine_domain_unpause(machine, domain), 0);
+    CHECK_EQ(access_end(&access), 0);
+    finish();
+}
+
+/* A watched page is given back; its gfn's new page is nominated before the pager hears of that. */
+static void test_watched_again_before_a_drop(void)
+{
+    start(16);
+    uint16_t domain = make_domain(2, 410);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_machine_guest_release(vcpu, 0), 0);
+    CHECK_EQ(de_machine_guest_obtain(vcpu, 0), 0);
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_pager_serve(pager), 1);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_PAGING_OUT);
+    CHECK_EQ(state(domain, 0), DE_PAGE_WATCHED);
+    /* And one that is a hole, of which the pager has not heard either. */
+    CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_machine_guest_release(vcpu, 1), 0);
+    check_restored(domain, 2);
+    uint8_t byte = 1;
+    CHECK_EQ(de_machine_guest_read(vcpu, 0, 0, &byte, 1), 0);
+    CHECK_EQ(byte, 0);
+    de_vcpu_free(vcpu);
     finish();
 }
 
@@ -1349,6 +1427,8 @@ int main(void)
     test_share();
     test_share_limit_and_memory();
     test_restore_and_remove();
+    test_watched_again_at_a_touch();
+    test_watched_again_before_a_drop();
     test_load_refused();
     test_page_of_nobody();
     test_latency();

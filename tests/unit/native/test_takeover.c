@@ -261,8 +261,10 @@ static void scenario(void)
     de_pager_swap_read(pager);
     CHECK_EQ(de_machine_guest_release(balloon, 5), 0);
     dropped = true;
+    CHECK_EQ(watch(domain, 5), DE_PROPOSAL_NO_PAGE);
     begin(3, 4, true, 5);
     de_pager_serve(pager);
+    CHECK_EQ(watch(domain, 5), DE_PROPOSAL_BUSY);
     de_pager_retire(pager, 10);
     CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
 }
@@ -290,6 +292,9 @@ static void check_all(void)
     de_machine_account(machine, &accounting);
     CHECK_EQ(statistics().evicted, accounting.paged);
     CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    struct de_domain_accounting restored;
+    CHECK_EQ(de_machine_domain_account(machine, domain, &restored), 0);
+    CHECK_EQ(restored.paged + restored.nominated, 0);
     for (uint32_t gfn = 0; gfn < GFNS; gfn++) {
         uint8_t found[DE_PAGE_SIZE], page[DE_PAGE_SIZE];
         int error = de_machine_guest_read(balloon, gfn, 0, found, DE_PAGE_SIZE);
