@@ -258,7 +258,7 @@ static void interrupt(void *context)
 static uint64_t now_ns(void *context)
 {
     const struct world *world = context;
-    return world->scheduler->now_ns;
+    return scheduler_now(world->scheduler);
 }
 
 void disturbed_create(struct world *world)

@@ -6,11 +6,9 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "scheduler.h"
+#include "replacements.h"
 
-#include <diffengine/compress.h>
 #include <diffengine/status.h>
-#include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,22 +17,6 @@
 #define MAX_MAPPINGS 64u
 #define MAX_DESCRIPTORS 64u
 #define MAX_CONTEXTS 64u
-
-void *simulation_malloc(size_t bytes);
-void *simulation_calloc(size_t count, size_t bytes);
-void *simulation_realloc(void *memory, size_t bytes);
-void *simulation_aligned_alloc(size_t alignment, size_t bytes);
-void simulation_free(void *memory);
-void *simulation_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
-int simulation_munmap(void *address, size_t bytes);
-int simulation_track(int fd);
-int simulation_untrack(int fd);
-int simulation_close(int fd);
-int simulation_compress_create(enum de_compressor compressor, int level,
-                               struct de_compress_context **context);
-void simulation_compress_free(struct de_compress_context *context);
-EVP_CIPHER_CTX *simulation_cipher_new(void);
-void simulation_cipher_free(EVP_CIPHER_CTX *context);
 
 /** In front of each allocation; as long as a cache line, so that what asks for that alignment gets it. */
 struct allocation {
@@ -61,6 +43,8 @@ static struct held_resources *held(void)
 {
     struct scheduler *scheduler = scheduler_of_thread();
     if (!scheduler || !scheduler->current)
+        return NULL;
+    if (scheduler->current->owner == PROCESS_CALLER)
         return NULL;
     struct held_resources **held = &scheduler->resources[scheduler->current->owner];
     if (!*held) {

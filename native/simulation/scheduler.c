@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/** Virtual time from one point to the next, and for a change of fibers. */
 #define POINT_NS 100u
 #define CHANGE_NS 200u
 /** A run makes progress within so many changes. */
@@ -58,6 +57,8 @@ struct scheduler *scheduler_create(uint64_t seed, uint32_t gap)
         return NULL;
     scheduler->random.state = simulation_mix(seed);
     scheduler->gap = gap ? gap : 1;
+    scheduler->point_ns = POINT_NS;
+    scheduler->change_ns = CHANGE_NS;
     scheduler->next_deadline_ns = FOREVER;
     scheduler->spins_left = SPINS;
     thread_scheduler = scheduler;
@@ -67,8 +68,9 @@ struct scheduler *scheduler_create(uint64_t seed, uint32_t gap)
 
 void scheduler_free(struct scheduler *scheduler)
 {
-    for (size_t i = 0; i < MAX_FIBERS; i++)
+    for (size_t i = 0; i < scheduler->fiber_limit; i++)
         fiber_destroy(&scheduler->fibers[i].context);
+    fiber_destroy(&scheduler->home);
     for (int process = 0; process < PROCESSES; process++)
         resources_free(scheduler, (enum process)process);
     thread_scheduler = NULL;
@@ -79,12 +81,13 @@ void scheduler_free(struct scheduler *scheduler)
 struct fiber *scheduler_spawn(struct scheduler *scheduler, enum process process, const char *name,
                               void *(*run)(void *), void *argument)
 {
-    struct fiber *fiber = NULL;
-    for (size_t i = 0; i < MAX_FIBERS && !fiber; i++)
-        if (scheduler->fibers[i].state == FIBER_FREE && &scheduler->fibers[i] != scheduler->current)
-            fiber = &scheduler->fibers[i];
-    if (!fiber)
+    size_t place = 0;
+    while (place < MAX_FIBERS &&
+           (scheduler->fibers[place].state != FIBER_FREE || &scheduler->fibers[place] == scheduler->current))
+        place++;
+    if (place == MAX_FIBERS)
         return NULL;
+    struct fiber *fiber = &scheduler->fibers[place];
     struct fiber_context context = fiber->context;
     if (context.stack)
         fiber_restart(&context, fiber_main);
@@ -100,6 +103,23 @@ struct fiber *scheduler_spawn(struct scheduler *scheduler, enum process process,
         .argument = argument,
         .name = name,
     };
+    if (place >= scheduler->fiber_limit)
+        scheduler->fiber_limit = place + 1;
+    make_runnable(scheduler, fiber);
+    return fiber;
+}
+
+struct fiber *scheduler_adopt(struct scheduler *scheduler, enum process process, const char *name)
+{
+    struct fiber *fiber = &scheduler->fibers[0];
+    *fiber = (struct fiber){
+        .process = process,
+        .owner = process,
+        .number = ++scheduler->next_number,
+        .wake_ns = FOREVER,
+        .name = name,
+    };
+    scheduler->fiber_limit = 1;
     make_runnable(scheduler, fiber);
     return fiber;
 }
@@ -117,10 +137,11 @@ static void dispatch(struct scheduler *scheduler)
     scheduler->switches++;
     scheduler_note(scheduler, fiber->number);
     scheduler->current = fiber;
-    int64_t points = draw_gap(scheduler);
-    simulation_countdown = points;
+    scheduler->slice = simulation_countdown = draw_gap(scheduler);
     fiber_switch(&scheduler->home, &fiber->context, false);
-    scheduler->now_ns += CHANGE_NS + POINT_NS * (uint64_t)(points - simulation_countdown);
+    uint64_t points = (uint64_t)(scheduler->slice - simulation_countdown);
+    fiber->cpu_ns += scheduler->point_ns * points;
+    scheduler->now_ns += scheduler->change_ns + scheduler->point_ns * points;
     simulation_countdown = NEVER;
     scheduler->current = NULL;
 }
@@ -128,7 +149,7 @@ static void dispatch(struct scheduler *scheduler)
 static void wake_due(struct scheduler *scheduler)
 {
     uint64_t next_ns = FOREVER;
-    for (size_t i = 0; i < MAX_FIBERS; i++) {
+    for (size_t i = 0; i < scheduler->fiber_limit; i++) {
         struct fiber *fiber = &scheduler->fibers[i];
         if (fiber->state != FIBER_WAITING || fiber->wake_ns == FOREVER)
             continue;
@@ -147,7 +168,7 @@ static void describe_waiting(struct scheduler *scheduler)
 {
     char *text = scheduler->failure;
     size_t used = (size_t)snprintf(text, FAILURE_BYTES, "everybody waits:");
-    for (size_t i = 0; i < MAX_FIBERS; i++)
+    for (size_t i = 0; i < scheduler->fiber_limit; i++)
         if (scheduler->fibers[i].state == FIBER_WAITING && used < FAILURE_BYTES)
             used += (size_t)snprintf(text + used, FAILURE_BYTES - used, " %s", scheduler->fibers[i].name);
     scheduler->finished = true;
@@ -207,7 +228,13 @@ void scheduler_yield(struct scheduler *scheduler)
 
 void scheduler_sleep(struct scheduler *scheduler, uint64_t ns)
 {
-    (void)scheduler_wait(scheduler, &scheduler->now_ns, scheduler->now_ns + ns);
+    (void)scheduler_wait(scheduler, &scheduler->now_ns, scheduler_now(scheduler) + ns);
+}
+
+void scheduler_work(struct scheduler *scheduler, uint64_t ns)
+{
+    scheduler->current->cpu_ns += ns;
+    scheduler_sleep(scheduler, ns);
 }
 
 bool scheduler_wait(struct scheduler *scheduler, const void *key, uint64_t deadline_ns)
@@ -236,7 +263,7 @@ void scheduler_wake(struct scheduler *scheduler, const void *key, bool all)
 {
     struct fiber *chosen = NULL;
     uint32_t found = 0;
-    for (size_t i = 0; i < MAX_FIBERS; i++) {
+    for (size_t i = 0; i < scheduler->fiber_limit; i++) {
         struct fiber *fiber = &scheduler->fibers[i];
         if (fiber->state != FIBER_WAITING || fiber->waits_for != key)
             continue;
@@ -268,7 +295,7 @@ void scheduler_exit(struct scheduler *scheduler)
 
 bool scheduler_alive(const struct scheduler *scheduler, uint64_t number)
 {
-    for (size_t i = 0; i < MAX_FIBERS; i++)
+    for (size_t i = 0; i < scheduler->fiber_limit; i++)
         if (scheduler->fibers[i].state != FIBER_FREE && scheduler->fibers[i].number == number)
             return true;
     return false;
@@ -287,7 +314,7 @@ void scheduler_quiet(struct scheduler *scheduler, bool quiet)
 void scheduler_kill(struct scheduler *scheduler, enum process process)
 {
     /* Those in a hypercall get to its end. */
-    for (size_t i = 0; i < MAX_FIBERS; i++) {
+    for (size_t i = 0; i < scheduler->fiber_limit; i++) {
         struct fiber *fiber = &scheduler->fibers[i];
         if (fiber->state == FIBER_FREE || fiber->process != process)
             continue;
@@ -300,7 +327,7 @@ void scheduler_kill(struct scheduler *scheduler, enum process process)
 
 void scheduler_bury(struct scheduler *scheduler, enum process process)
 {
-    for (size_t i = 0; i < MAX_FIBERS; i++)
+    for (size_t i = 0; i < scheduler->fiber_limit; i++)
         while (scheduler->fibers[i].state != FIBER_FREE && scheduler->fibers[i].process == process)
             scheduler_wait(scheduler, &scheduler->fibers[i], FOREVER);
     resources_free(scheduler, process);

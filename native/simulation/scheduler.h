@@ -13,7 +13,7 @@
 
 #include "fiber.h"
 
-#define MAX_FIBERS 96u
+#define MAX_FIBERS 528u
 #define FOREVER UINT64_MAX
 #define FAILURE_BYTES 256u
 
@@ -22,7 +22,8 @@ enum process {
     PROCESS_WORLD, /**< guests, operator, auditor: those who watch */
     PROCESS_MACHINE,
     PROCESS_PAGER,
-    PROCESSES
+    PROCESSES,
+    PROCESS_CALLER = PROCESSES /**< the process that this runs in: it sees to what it holds itself */
 };
 
 enum fiber_state { FIBER_FREE, FIBER_RUNNABLE, FIBER_WAITING };
@@ -39,6 +40,7 @@ struct fiber {
     const void *waits_inside; /**< the lock it wants back; for a failure's report */
     uint64_t wake_ns;
     bool timed_out;
+    uint64_t cpu_ns; /**< what it has computed, by the model */
     size_t runnable_index;
     void *(*run)(void *argument);
     void *argument;
@@ -79,7 +81,11 @@ struct scheduler {
     uint64_t now_ns;
     uint64_t trace_hash;
     uint64_t switches;
-    uint32_t gap; /**< mean number of points between two changes */
+    uint32_t gap;       /**< mean number of points between two changes */
+    uint32_t point_ns;  /**< virtual time from one point to the next */
+    uint32_t change_ns; /**< for a change of fibers */
+    bool models_work;   /**< what is computed between points takes time, and so does waking up */
+    int64_t slice;      /**< points that the current fiber was given */
     uint64_t next_deadline_ns;
     uint64_t next_number;
     bool finished;
@@ -92,6 +98,7 @@ struct scheduler {
     struct fiber *current; /**< NULL: the thread itself */
     size_t runnable_count;
     struct fiber *runnable[MAX_FIBERS];
+    size_t fiber_limit; /**< no fiber was ever in this place or a later one */
     struct fiber fibers[MAX_FIBERS];
     struct held_resources *resources[PROCESSES];
 };
@@ -118,6 +125,8 @@ void scheduler_free(struct scheduler *scheduler);
 /** NULL: none left. */
 struct fiber *scheduler_spawn(struct scheduler *scheduler, enum process process, const char *name,
                               void *(*run)(void *), void *argument);
+/** The calling thread's own flow of control as a fiber, runnable. There must be no other yet. */
+struct fiber *scheduler_adopt(struct scheduler *scheduler, enum process process, const char *name);
 /** Run fibers until scheduler_finish(), a failure, or until all wait for one another. */
 void scheduler_run(struct scheduler *scheduler);
 void scheduler_finish(struct scheduler *scheduler);
@@ -127,11 +136,22 @@ void scheduler_progress(struct scheduler *scheduler);
 void scheduler_fail(struct scheduler *scheduler, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/** Virtual time now, also between two points. */
+static inline uint64_t scheduler_now(const struct scheduler *scheduler)
+{
+    if (!scheduler->current)
+        return scheduler->now_ns;
+    int64_t left = scheduler->quiet ? scheduler->saved_countdown : simulation_countdown;
+    return scheduler->now_ns + scheduler->point_ns * (uint64_t)(scheduler->slice - left);
+}
+
 /* From a fiber: */
 
 /** Let another one run. */
 void scheduler_yield(struct scheduler *scheduler);
 void scheduler_sleep(struct scheduler *scheduler, uint64_t ns);
+/** Compute for so long, on a processor of its own: the others get on meanwhile. */
+void scheduler_work(struct scheduler *scheduler, uint64_t ns);
 /** Wait to be woken. @return false: @p deadline_ns passed. */
 bool scheduler_wait(struct scheduler *scheduler, const void *key, uint64_t deadline_ns);
 /** @param all false: only one of them, chosen by the seed. Also from outside of fibers. */

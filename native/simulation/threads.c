@@ -1,27 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Threads, locks and the clock as the simulated processes see them. */
-#include "scheduler.h"
+#include "replacements.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <sched.h>
-#include <time.h>
 
 #define NS_PER_S 1000000000u
-
-int simulation_mutex_lock(pthread_mutex_t *mutex);
-int simulation_mutex_unlock(pthread_mutex_t *mutex);
-int simulation_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex);
-int simulation_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
-                              const struct timespec *deadline);
-int simulation_cond_signal(pthread_cond_t *condition);
-int simulation_cond_broadcast(pthread_cond_t *condition);
-int simulation_thread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *),
-                             void *argument);
-int simulation_thread_join(pthread_t thread, void **result);
-int simulation_sched_yield(void);
-int simulation_clock_gettime(clockid_t clock, struct timespec *now);
-int simulation_nanosleep(const struct timespec *duration, struct timespec *left);
 
 /* NULL: the real thing is meant. */
 static struct scheduler *simulated(void)
@@ -59,6 +43,8 @@ static bool wait_unlocked(struct scheduler *scheduler, const void *condition, pt
     pthread_mutex_unlock(mutex);
     scheduler_wake(scheduler, mutex, true);
     bool woken = scheduler_wait(scheduler, condition, deadline_ns);
+    if (woken && scheduler->models_work)
+        scheduler_sleep(scheduler, SIMULATION_WAKE_NS);
     while (pthread_mutex_trylock(mutex))
         scheduler_wait(scheduler, mutex, FOREVER);
     return woken;
@@ -117,7 +103,7 @@ int simulation_thread_join(pthread_t thread, void **result)
     struct scheduler *scheduler = simulated();
     if (!scheduler)
         return pthread_join(thread, result);
-    for (size_t i = 0; i < MAX_FIBERS; i++) {
+    for (size_t i = 0; i < scheduler->fiber_limit; i++) {
         struct fiber *fiber = &scheduler->fibers[i];
         while (fiber->state != FIBER_FREE && fiber->number == (uint64_t)thread)
             scheduler_wait(scheduler, fiber, FOREVER);
@@ -141,8 +127,9 @@ int simulation_clock_gettime(clockid_t clock, struct timespec *now)
     struct scheduler *scheduler = simulated();
     if (!scheduler)
         return clock_gettime(clock, now);
-    now->tv_sec = (time_t)(scheduler->now_ns / NS_PER_S);
-    now->tv_nsec = (long)(scheduler->now_ns % NS_PER_S);
+    uint64_t now_ns = scheduler_now(scheduler);
+    now->tv_sec = (time_t)(now_ns / NS_PER_S);
+    now->tv_nsec = (long)(now_ns % NS_PER_S);
     return 0;
 }
 

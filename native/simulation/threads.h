@@ -24,32 +24,7 @@
 #include <unistd.h>
 #undef unshare
 
-#include "scheduler.h"
-
-int simulation_mutex_lock(pthread_mutex_t *mutex);
-int simulation_mutex_unlock(pthread_mutex_t *mutex);
-int simulation_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex);
-int simulation_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
-                              const struct timespec *deadline);
-int simulation_cond_signal(pthread_cond_t *condition);
-int simulation_cond_broadcast(pthread_cond_t *condition);
-int simulation_thread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *),
-                             void *argument);
-int simulation_thread_join(pthread_t thread, void **result);
-int simulation_sched_yield(void);
-int simulation_clock_gettime(clockid_t clock, struct timespec *now);
-int simulation_nanosleep(const struct timespec *duration, struct timespec *left);
-
-void *simulation_malloc(size_t bytes);
-void *simulation_calloc(size_t count, size_t bytes);
-void *simulation_realloc(void *memory, size_t bytes);
-void *simulation_aligned_alloc(size_t alignment, size_t bytes);
-void simulation_free(void *memory);
-void *simulation_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
-int simulation_munmap(void *address, size_t bytes);
-int simulation_track(int fd);
-int simulation_untrack(int fd);
-int simulation_close(int fd);
+#include "replacements.h"
 
 #define pthread_mutex_lock(mutex) simulation_mutex_lock(mutex)
 #define pthread_mutex_unlock(mutex) simulation_mutex_unlock(mutex)
@@ -78,6 +53,13 @@ int simulation_close(int fd);
 #define openat(...) simulation_track(openat(__VA_ARGS__))
 #define close(fd) simulation_close(fd)
 #define fdopendir(fd) fdopendir(simulation_untrack(fd))
+
+/* What takes its time although it gives nobody way. */
+#define de_decompress_page(context, payload, bytes, page)                                                    \
+    simulation_decompress_page(context, payload, bytes, page)
+#define de_patch_decode(patch, bytes, reference, page) simulation_patch_decode(patch, bytes, reference, page)
+#define de_dense_decode(model, payload, bytes, has_reference, window)                                        \
+    simulation_dense_decode(model, payload, bytes, has_reference, window)
 
 /* Contexts of libraries that allocate by themselves. */
 #define de_compress_create simulation_compress_create

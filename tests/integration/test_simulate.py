@@ -1,35 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`diffengine simulate` from a scenario file to its report."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from command import diffengine, output_of, refusal_of
+from scenario_runs import FAST, check_accounting, run
 
-FAST = "visit_interval_s = 0.1\nfault_limit = 100000\nrefault_limit = 10000000\n"
-
-
-def run(folder: Path, text: str, *arguments: str | Path) -> dict[str, Any]:
-    path = folder / "scenario.toml"
-    path.write_text(text)
-    report: dict[str, Any] = json.loads(output_of("simulate", path, "--json", *arguments))
-    return report
+WHERE = [[], ["--processes"], ["--virtual"]]
 
 
-def check_accounting(report: dict[str, Any]) -> None:
-    """Everything that is reported is what the machine, the store and the tables say."""
-    used, machine = report["used_bytes"], report["machine"]
-    assert used["guests"] == machine["used_frames"] * 4096 == machine["resident_bytes"]
-    assert used["tables"] == sum(report["table_bytes"].values())
-    expected = 1 - (used["guests"] + used["store"] + used["tables"]) / report["allocated_bytes"]
-    assert report["saving"]["end"] == pytest.approx(expected)
-    assert sum(report["saving"]["by_technique"].values()) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("where", [[], ["--processes"]])
+@pytest.mark.parametrize("where", WHERE)
 def test_a_run_saves_memory_and_gives_every_byte_back(
     samples: dict[str, Path], tmp_path: Path, where: list[str]
 ) -> None:
@@ -97,7 +79,7 @@ def test_a_recorded_trace_writes_what_its_guest_wrote(samples: dict[str, Path], 
     assert report["guest"]["writes"] > 3000
 
 
-@pytest.mark.parametrize("where", [[], ["--processes"]])
+@pytest.mark.parametrize("where", WHERE)
 def test_above_the_high_watermark_pages_go_to_swap_and_come_back(
     samples: dict[str, Path], tmp_path: Path, where: list[str]
 ) -> None:
@@ -128,7 +110,7 @@ def test_above_the_high_watermark_pages_go_to_swap_and_come_back(
     assert not (tmp_path / "swapfile").exists()
 
 
-@pytest.mark.parametrize("where", [[], ["--processes"]])
+@pytest.mark.parametrize("where", WHERE)
 def test_a_swap_file_that_cannot_be_made_is_refused(tmp_path: Path, where: list[str]) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text("[machine]\nswap_mib = 1\nswap_path = 'none/swap'\n[[domain]]\nmemory_mib = 1\n")
@@ -144,6 +126,12 @@ def test_an_idle_guest_reads_nothing(tmp_path: Path) -> None:
     report = run(tmp_path, f"duration_s = 1\n[engine]\n{FAST}[[domain]]\nmemory_mib = 1\n")
     assert (report["guest"]["reads"], report["guest"]["writes"]) == (0, 0)
     assert report["used_bytes"]["guests"] == 4096
+
+
+def test_the_largest_seed(tmp_path: Path) -> None:
+    domains = '[[domain]]\nmemory_mib = 1\nprogram = "phases"\nphase_s = 0.05\n' * 2
+    report = run(tmp_path, f"seed = {2**63 - 1}\nduration_s = 0.3\n{domains}", "--virtual")
+    assert report["guest"]["wrong_bytes"] == 0 and report["guest"]["reads"] == 512
 
 
 def test_tables_for_people(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from diffengine.cli.analyze import check_plot
 from diffengine.cli.output import output
 from diffengine.errors import one_line
-from diffengine.simulation import SimulationResult, as_json, as_tables, load_scenario, simulate
+from diffengine.simulation import SimulationResult, Where, as_json, as_tables, load_scenario, simulate
 from diffengine.simulation.live import live_table
-from diffengine.simulation.scenario import ScenarioError, find_scenario, shipped_scenarios
+from diffengine.simulation.scenario import find_scenario, shipped_scenarios
 
 # Where `make` unpacks the images that the project carries.
 IMAGE_FOLDER = "build/images"
@@ -39,8 +39,13 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add("scenario", metavar="SCENARIO", help="a .toml file, or the name of a shipped scenario")
     add("--json", action="store_true", help="print JSON instead of tables (keys: docs/simulate.md)")
     add("--plot", metavar="FILE", help="draw memory and stalls over time into FILE.png or FILE.svg")
-    add("--processes", action="store_true", help="run machine and pager each in a process of its own")
-    add("--virtual", action="store_true", help="run in virtual time")
+    where = parser.add_mutually_exclusive_group()
+    parser.set_defaults(where=Where.THREADS)
+    for place, text in (
+        (Where.PROCESSES, "run machine and pager each in a process of its own"),
+        (Where.VIRTUAL, "run in virtual time, repeatably: the scenario's seed decides who runs when"),
+    ):
+        where.add_argument(f"--{place.value}", dest="where", action="store_const", const=place, help=text)
     add(
         "--images",
         metavar="DIR",
@@ -51,15 +56,13 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.virtual:
-        raise ScenarioError("--virtual: this build has no virtual time; leave it out to run in real time")
     if arguments.plot:
         check_plot(Path(arguments.plot))
     folders = [Path(folder) for folder in arguments.images or [IMAGE_FOLDER]]
     scenario = load_scenario(find_scenario(arguments.scenario), folders)
     console = output()
     with live_table(console, scenario.duration_s) as watch:
-        result = simulate(scenario, None if arguments.json else watch, arguments.processes)
+        result = simulate(scenario, None if arguments.json else watch, arguments.where)
     if arguments.plot:
         save(result, arguments.plot)
     if arguments.json:

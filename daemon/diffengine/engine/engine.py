@@ -6,8 +6,6 @@ Clock state; a partner in the sharing table; watching, if it has none; eviction,
 """
 
 import threading
-import time
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +14,7 @@ from diffengine.engine import clock
 from diffengine.engine.eviction import Candidates, Evictor
 from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
 from diffengine.engine.options import EngineOptions
+from diffengine.engine.pace import Pace, RealPace, Work
 from diffengine.engine.pages import (
     EVICTABLE,
     FUTILE,
@@ -46,15 +45,13 @@ KEY_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Engine:
-    """Belongs to one thread. `now_s` is any clock that goes forward."""
+    """Belongs to one thread."""
 
-    def __init__(
-        self, host: Host, pager: Pager, options: EngineOptions, now_s: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, host: Host, pager: Pager, options: EngineOptions, pace: Pace | None = None) -> None:
         self._host = host
         self._pager = pager
         self._options = options
-        self._now_s = now_s
+        self._pace = pace or RealPace()
         self._capabilities = host.capabilities()
         policy = options.policy
         shares, evicts = policy.uses(Technique.SHARE), policy.evicts and self._capabilities.paging
@@ -65,7 +62,7 @@ class Engine:
         if shares:
             most = self._capabilities.most_sharers
             self._sharing = Sharing(self._table, most, options.passes, options.table_memory_bytes)
-        self._evictor = Evictor(host, pager, self._table, options, self._reasons) if evicts else None
+        self._evictor = Evictor(host, pager, self._table, options, self._reasons, self._pace) if evicts else None
         self._swapper = Swapper(host, pager, self._table, options, self._reasons) if evicts else None
         self._may_share = policy.allows(Technique.SHARE)
         self._may_evict = policy.allows(Technique.PATCH) | policy.allows(Technique.COMPRESS)
@@ -78,7 +75,7 @@ class Engine:
         self._portions = 0
         self._sweeps = 0
         self._sweep_start_s = 0.0
-        self._settled_s = now_s()
+        self._settled_s = self._pace.now_s()
         self._cpu_s = 0.0
 
     # Domains.
@@ -113,7 +110,7 @@ class Engine:
 
     def step(self) -> float:
         """Visits the next portion of each domain. Seconds to wait before the next step."""
-        start_s, start_cpu_s = self._now_s(), time.thread_time()
+        start_s, start_cpu_s = self._pace.now_s(), self._pace.cpu_s()
         self._settle(start_s)
         if self._portion == 0:
             self._begin_sweep(start_s)
@@ -124,7 +121,7 @@ class Engine:
         self._portion += 1
         if self._portion >= self._portions:
             self._end_sweep()
-        used_s = time.thread_time() - start_cpu_s
+        used_s = self._pace.cpu_s() - start_cpu_s
         self._cpu_s += used_s
         return self._wait_s(start_s, used_s)
 
@@ -133,7 +130,7 @@ class Engine:
         done = self._portion / self._portions if self._portion else 1.0
         due_s = self._sweep_start_s + done * self._options.visit_interval_s
         paid_s = start_s + used_s / self._options.cpu_share
-        return max(0.0, max(due_s, paid_s) - self._now_s())
+        return max(0.0, max(due_s, paid_s) - self._pace.now_s())
 
     def _begin_sweep(self, now_s: float) -> None:
         self._forget_gone_domains()
@@ -220,6 +217,7 @@ class Engine:
             count = int(mapped.sum())
             no_keys = np.empty((count, 0), dtype=np.uint64)
             self._digester.digest(mapping.addresses[mapped], digests[:count], kinds[:count], no_keys)
+            self._pace.worked(Work.DIGEST, count)
         self._lose_holes(pages[~mapped])
         self._note_keys(pages[mapped], self._salted(digests[:count], domain.group))
 
@@ -266,6 +264,7 @@ class Engine:
         eligible &= table.keys[pages] != UNKNOWN_KEY
         whole = range(int(pages[0]), int(pages[-1]) + 1)
         leaders, complete = self._sharing.look_up(whole, eligible.astype(np.uint8))
+        self._pace.worked(Work.LOOK_UP, int(eligible.sum()))
         if not complete:
             self._reasons.add(Reason.TABLE_FULL, int(eligible.sum()))
         if not self._capabilities.sharing:

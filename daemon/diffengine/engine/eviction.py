@@ -14,6 +14,7 @@ from diffengine.engine import clock
 from diffengine.engine.mapping import map_pages, objects_of
 from diffengine.engine.models import Models
 from diffengine.engine.options import EngineOptions
+from diffengine.engine.pace import Pace, Work
 from diffengine.engine.pages import EVICTABLE, FUTILE, INDEXED, PageTable, Place
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
@@ -66,8 +67,11 @@ class Job:
 class Evictor:
     """Encodes and evicts in batches."""
 
-    def __init__(self, host: Host, pager: Pager, table: PageTable, options: EngineOptions, reasons: Reasons) -> None:
+    def __init__(
+        self, host: Host, pager: Pager, table: PageTable, options: EngineOptions, reasons: Reasons, pace: Pace
+    ) -> None:
         self._host = host
+        self._pace = pace
         self._pager = pager
         self._table = table
         self._options = options
@@ -104,6 +108,7 @@ class Evictor:
                 sample = copies.take(addresses[addresses != 0])
             try:
                 self._models.train(group, sample)
+                self._pace.worked(Work.TRAIN, len(sample))
             except StoreFullError:
                 self._reasons.add(Reason.STORE_FULL, len(pages))
 
@@ -152,6 +157,7 @@ class Evictor:
             mapped = addresses != 0
             pages = candidates.pages[tries][mapped]
             proposed = self._similarity.propose(pages, addresses[mapped])
+            self._pace.worked(Work.PROPOSE, len(pages))
         self._reasons.add(Reason.NO_REFERENCE, int((proposed == NONE).sum()))
         similar = proposed != NONE
         went = self._patch(pages[similar], proposed[similar])
@@ -200,7 +206,7 @@ class Evictor:
             return job.pages[:0]
         references, known = self._reference_addresses(job, addresses)
         mapped &= known
-        batch = self._encoder.encode(options, addresses, references)
+        batch = self._encode(options, addresses, references)
         sums = checksums(addresses)
         is_patch = np.arange(len(job.pages)) >= new_references
         keep = mapped & is_patch & batch.patched & (batch.sizes <= LARGEST_OBJECT)
@@ -248,7 +254,7 @@ class Evictor:
             return
         mapped, addresses = self._copy(pages)
         pages, addresses = pages[mapped], addresses[mapped]
-        batch = self._encoder.encode(options, addresses, np.zeros_like(addresses))
+        batch = self._encode(options, addresses, np.zeros_like(addresses))
         sums = checksums(addresses)
         keep = batch.sizes <= LARGEST_OBJECT
         self._reasons.add(Reason.INCOMPRESSIBLE, int((~keep).sum()))
@@ -265,7 +271,14 @@ class Evictor:
             self._reasons.add(Reason.UNMAPPED, int((~mapped).sum()))
             if mapped.any():
                 addresses = self._copies.take(np.where(mapped, addresses, addresses[mapped][0]))
+                self._pace.worked(Work.COPY, len(pages))
         return mapped, addresses
+
+    def _encode(self, options: EncodeOptions, addresses: Addresses, references: Addresses) -> EncodedBatch:
+        batch = self._encoder.encode(options, addresses, references)
+        work = Work.ENCODE_DENSE if options.codec is Encoding.DENSE else Work.ENCODE_FAST
+        self._pace.worked(work, len(addresses))
+        return batch
 
     def _put_and_evict(
         self,

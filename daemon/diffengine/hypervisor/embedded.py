@@ -2,6 +2,7 @@
 """The embedded machine and its pager in this process: Xen's semantics without Xen. Contracts: machine.h and pager.h."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class Machine(EmbeddedHost):
         check_errno(binding.lib.de_machine_create(frames, result), f"making a machine of {frames} frames")
         super().__init__(binding, "de_machine_", binding.ffi.gc(result[0], binding.lib.de_machine_free))
 
+    def close(self) -> None:
+        """Frees it now rather than when Python drops it."""
+        self.binding.ffi.release(self.handle)
+
 
 @dataclass(frozen=True)
 class PagerStatistics:
@@ -53,11 +58,14 @@ class PagerStatistics:
 class Swap:
     """A swap file (swap.h), encrypted under a key that goes with this process. Close it after its store."""
 
-    def __init__(self, path: Path, size: int, binding: Binding = NATIVE) -> None:
-        """Raises NativeError if the file can't be made, or the disk has no room for it."""
+    def __init__(self, path: Path, size: int, binding: Binding = NATIVE, disk: Any = None) -> None:
+        """`disk`: struct de_swap_disk, the real one if None.
+
+        Raises NativeError if the file can't be made, or the disk has no room for it.
+        """
         self._binding, ffi = binding, binding.ffi
         c_path = ffi.new("char[]", os.fsencode(path))
-        options = ffi.new("struct de_swap_options *", {"path": c_path, "bytes": size})
+        options = ffi.new("struct de_swap_options *", {"path": c_path, "bytes": size, "disk": disk or ffi.NULL})
         result = ffi.new("struct de_swap **")
         check(binding.lib.de_swap_open(options, result), f"making the swap file {path}")
         self.handle = result[0]
@@ -72,20 +80,36 @@ class Swap:
         self._binding.lib.de_swap_close(self.handle)
 
 
-def _threads() -> set[str]:
-    return {path.name for path in Path("/proc/self/task").iterdir()}
+def threads_cpu_s() -> dict[str, float]:
+    """The threads of this process, and CPU seconds of each as the kernel's scheduler counts them."""
+    return {path.name: _thread_cpu_s(path) for path in Path("/proc/self/task").iterdir()}
+
+
+def _thread_cpu_s(task: Path) -> float:
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except (OSError, IndexError):  # it has just ended
+        return 0.0
 
 
 class Pager(ProposingPager):
     """The pager's core on a machine and a store; serves faults on threads of its own until `close`. protocol.Pager."""
 
-    def __init__(self, machine: PagedMachine, store: Store, swap: Swap | None = None) -> None:
+    def __init__(
+        self,
+        machine: PagedMachine,
+        store: Store,
+        swap: Swap | None = None,
+        threads_cpu_s: Callable[[], dict[str, float]] = threads_cpu_s,
+    ) -> None:
+        """`threads_cpu_s`: all threads that there are, and CPU seconds of each."""
         self._store = store
         self._swap = swap
         self._rebuilder: Rebuilder | None = None
         self._machine = machine
         self._ffi, self._lib = store.binding.ffi, store.binding.lib
-        before = _threads()
+        self._threads_cpu_s = threads_cpu_s
+        before = threads_cpu_s().keys()
         hypervisor = self._ffi.new("struct de_hypervisor *", machine.hypervisor())
         result = self._ffi.new("struct de_pager **")
         check(self._lib.de_pager_create(store.handle, hypervisor, result), "making the pager")
@@ -93,7 +117,7 @@ class Pager(ProposingPager):
         if swap is not None:
             check(self._lib.de_pager_attach_swap(self._pager, swap.handle), "attaching the swap file")
         check(self._lib.de_pager_start(self._pager), "starting the pager")
-        self._threads = _threads() - before
+        self._threads = threads_cpu_s().keys() - before
 
     def add_domain(self, domid: int, gfns: int) -> None:
         check(self._lib.de_pager_add_domain(self._pager, domid, gfns), f"taking over the paging of domain {domid}")
@@ -157,7 +181,7 @@ class Pager(ProposingPager):
             table_bytes=own.table_bytes + store.table_bytes + swap_tables,
             swap_bytes=swap_used,
             swap_limit_bytes=swap_limit,
-            cpu_s=sum(_thread_cpu_s(thread) for thread in self._threads),
+            cpu_s=sum(cpu_s for thread, cpu_s in self._threads_cpu_s().items() if thread in self._threads),
             rebuild_us=own.rebuild_us,
             fault_us=own.fault_us,
         )
@@ -181,11 +205,3 @@ class Pager(ProposingPager):
         self._ffi.release(self._pager)
         if self._rebuilder is not None:
             self._rebuilder.close()
-
-
-def _thread_cpu_s(thread: str) -> float:
-    """CPU seconds of a thread of this process, as the kernel's scheduler counts them; 0 if it has ended."""
-    try:
-        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[0]) / 1e9
-    except (OSError, IndexError):
-        return 0.0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guests, engine and pager run from a scenario file, and what came of it."""
 
+from diffengine.simulation.hosts import Where
 from diffengine.simulation.report import as_json, as_tables
 from diffengine.simulation.run import Sample, SimulationResult, simulate
 from diffengine.simulation.scenario import Scenario, ScenarioError, load_scenario
@@ -10,6 +11,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "SimulationResult",
+    "Where",
     "as_json",
     "as_tables",
     "load_scenario",

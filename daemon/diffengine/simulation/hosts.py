@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a simulation runs: machine and pager in this process, or each in one of its own, as they are in production."""
+"""Where a simulation runs: machine and pager in this process, in real or virtual time, or each in one of its own."""
 
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.hypervisor import protocol
-from diffengine.hypervisor.embedded import Machine, Pager, Swap
+from diffengine.hypervisor.embedded import Machine, Pager, Swap, threads_cpu_s
 from diffengine.hypervisor.machine_process import MachineClient, MachineProcess
 from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.programs import Program, ProgramOptions, ProgramResult
-from diffengine.native import Addresses, NativeError, Store
-from diffengine.simulation.scenario import PAGE_BYTES, MachineScenario, ScenarioError
+from diffengine.native import NATIVE, Addresses, Binding, NativeError, Store
+from diffengine.simulation import virtual
+from diffengine.simulation.runs import RealRun, Run
+from diffengine.simulation.scenario import PAGE_BYTES, MachineScenario, Scenario, ScenarioError
 
 PAGER_PROGRAM = Path(__file__).parents[1] / "bin" / "diffengine-pager"
 # Its page table and store are memory: they must lie on a tmpfs.
@@ -46,32 +50,80 @@ class RunningProgram(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a simulation needs. start: starts a program in a domain."""
+    """What a simulation needs. start: starts a program in a domain. trace: of virtual time."""
 
     machine: SimulatedMachine
     pager: protocol.Pager
     start: Callable[[int, ProgramOptions], RunningProgram]
+    run: Run
+    trace: Callable[[], virtual.Trace | None]
+
+
+class Where(Enum):
+    """Machine and pager on threads of this process, in processes of their own, or in virtual time."""
+
+    THREADS = "threads"
+    PROCESSES = "processes"
+    VIRTUAL = "virtual"
 
 
 @contextmanager
-def in_process(machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
-    """Machine and pager on threads of this process."""
-    machine = Machine(frames)
+def host(scenario: Scenario, frames: int, where: Where) -> Iterator[Parts]:
+    """A machine of so many frames, and its pager."""
     with ExitStack() as stack:
+        if where is Where.VIRTUAL:
+            stack.enter_context(virtual.virtual_time(scenario.seed))
+        making = _in_processes if where is Where.PROCESSES else partial(_in_process, _KINDS[where])
+        yield stack.enter_context(making(scenario.machine, frames))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What machine and pager in this process are made of."""
+
+    binding: Binding
+    disk: Callable[[], Any]
+    threads_cpu_s: Callable[[], dict[str, float]]
+    run: Callable[[], Run]
+    trace: Callable[[], virtual.Trace | None]
+
+
+def _no_trace() -> None:
+    """Real time leaves none."""
+
+
+_KINDS = {
+    Where.THREADS: _Kind(NATIVE, lambda: None, threads_cpu_s, RealRun, _no_trace),
+    Where.VIRTUAL: _Kind(
+        virtual.SIMULATED,
+        virtual.SIMULATED.lib.de_virtual_disk,
+        virtual.threads_cpu_s,
+        virtual.VirtualRun,
+        virtual.trace,
+    ),
+}
+
+
+@contextmanager
+def _in_process(kind: _Kind, machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
+    """Machine and pager on threads of this process."""
+    machine = Machine(frames, kind.binding)
+    with ExitStack() as stack:
+        stack.callback(machine.close)
         path = stack.enter_context(_swap_path(machine_scenario))
         swap = None
         if path:
             with _refused_swap(machine_scenario, path):
-                swap = Swap(path, machine_scenario.swap_mib << 20)
+                swap = Swap(path, machine_scenario.swap_mib << 20, kind.binding, kind.disk())
             stack.callback(swap.close)
-        store = stack.enter_context(Store(frames * PAGE_BYTES))
-        pager = Pager(machine, store, swap)
+        store = stack.enter_context(Store(frames * PAGE_BYTES, None, kind.binding))
+        pager = Pager(machine, store, swap, kind.threads_cpu_s)
         stack.callback(pager.close)
-        yield Parts(machine, pager, lambda domid, options: Program(machine, domid, options))
+        yield Parts(machine, pager, partial(Program, machine), kind.run(), kind.trace)
 
 
 @contextmanager
-def in_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
+def _in_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
     """diffengine-machine and diffengine-pager, started and ended with the block."""
     with ExitStack() as stack:
         path = stack.enter_context(_swap_path(machine_scenario))
@@ -87,7 +139,7 @@ def in_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[Par
             stack.enter_context(_pager_process(arguments))
         pager = PagerClient(state)
         stack.callback(pager.close)
-        yield Parts(machine, pager, lambda domid, options: ProgramOfMachine(machine, domid, options))
+        yield Parts(machine, pager, partial(ProgramOfMachine, machine), RealRun(), _no_trace)
 
 
 class ProgramOfMachine:

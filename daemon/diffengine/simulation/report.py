@@ -110,7 +110,16 @@ def as_json(result: SimulationResult) -> dict[str, Any]:
         ],
         "series": series(result),
         "reasons": end.engine.reasons,
+        **virtual_time(result),
     }
+
+
+def virtual_time(result: SimulationResult) -> dict[str, Any]:
+    """What there is only in virtual time."""
+    if result.trace is None:
+        return {}
+    trace = f"{result.trace.hash:016x}"
+    return {"virtual": {"times": "modelled, not measured", "trace": trace, "switches": result.trace.switches}}
 
 
 def used_bytes(sample: Sample) -> dict[str, int]:
@@ -178,7 +187,9 @@ def _memory_table(report: dict[str, Any]) -> Table:
 
 def _guest_table(report: dict[str, Any]) -> Table:
     guest, latency, cpu = report["guest"], report["latency_us"], report["cpu_s"]
-    table = Table(title="What the guests noticed, and what it took", title_justify="left", show_header=False)
+    modelled = " (modelled: virtual time)" if "virtual" in report else ""
+    title = f"What the guests noticed, and what it took{modelled}"
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("reads, writes", f"{guest['reads']:,}, {guest['writes']:,}")

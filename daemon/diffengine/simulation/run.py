@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One simulation: guests and engine at work, sampled once a second."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,13 +14,15 @@ from diffengine.hypervisor.programs import ProgramResult
 from diffengine.hypervisor.protocol import HostMemory, PagerCounters
 from diffengine.images import ImageSet, open_images
 from diffengine.simulation.guests import DomainPlan, machine_frames, plan_domains, program_options
-from diffengine.simulation.hosts import Parts, RunningProgram, in_process, in_processes
+from diffengine.simulation.hosts import Parts, RunningProgram, Where, host
 from diffengine.simulation.scenario import PAGE_BYTES, Scenario
+from diffengine.simulation.virtual import Trace
 
 MOST_SAMPLE_INTERVAL_S = 1.0
 FEWEST_SAMPLES = 50
 # A pager in its own process publishes its statistics ten times a second.
 STATISTICS_S = 0.25
+SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """samples: in order of time, the last one taken when everything stood still. fault_ns: by domain."""
+    """samples: in order of time, the last one taken when everything stood still. fault_ns: by domain. trace: of a run
+    in virtual time."""
 
     scenario: Scenario
     allocated_bytes: int
     samples: tuple[Sample, ...]
     fault_ns: tuple[NDArray[np.uint64], ...]
+    trace: Trace | None = None
 
     @property
     def end(self) -> Sample:
@@ -90,11 +92,9 @@ class Simulation:
         self._parts = parts
         self._machine = parts.machine
         self._pager = parts.pager
-        self._engine = Engine(parts.machine, parts.pager, scenario.engine)
+        self._engine = Engine(parts.machine, parts.pager, scenario.engine, parts.run.pace)
         self._programs: list[RunningProgram] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run_engine, name="engine")
-        self._failure: BaseException | None = None
+        self._run = parts.run
         self._start_s = 0.0
         self._domids = []
         for plan in plans:
@@ -105,23 +105,24 @@ class Simulation:
             self._domids.append(domid)
 
     def start(self) -> None:
-        self._start_s = time.monotonic()
+        self._start_s = self._run.pace.now_s()
         for number, (domid, plan) in enumerate(zip(self._domids, self._plans, strict=True)):
-            options = program_options(plan, self._scenario.seed * 1000 + number)
+            options = program_options(plan, self._scenario.seed * 1000 + number & SEED_MASK)
             self._programs.append(self._parts.start(domid, options))
-        self._thread.start()
+        self._run.start(self._engine)
 
-    def _run_engine(self) -> None:
-        try:
-            self._engine.run(self._stop)
-        except BaseException as error:  # to be raised where the simulation is waited for
-            self._failure = error
+    @property
+    def elapsed_s(self) -> float:
+        """Since the start."""
+        return self._run.pace.now_s() - self._start_s
+
+    def sleep_until(self, elapsed_s: float) -> None:
+        self._run.sleep_until(self._start_s + elapsed_s)
 
     def sample(self, programs: Sequence[ProgramResult] | None = None) -> Sample:
-        if self._failure:
-            raise self._failure
+        self._run.check()
         return Sample(
-            time_s=time.monotonic() - self._start_s,
+            time_s=self.elapsed_s,
             memory=self._machine.memory(),
             resident_bytes=self._machine.resident_bytes(),
             pager=self._pager.counters(),
@@ -129,18 +130,17 @@ class Simulation:
             programs=tuple(programs if programs is not None else [program.read() for program in self._programs]),
         )
 
-    def finish(self) -> tuple[Sample, list[NDArray[np.uint64]]]:
+    def finish(self) -> tuple[Sample, list[NDArray[np.uint64]], Trace | None]:
         """Stops the engine, then the guests: what holds when nothing moves any more."""
         self.stop()
         joined = [program.join() for program in self._programs]
         self._programs.clear()
-        time.sleep(STATISTICS_S)
-        return self.sample([result for result, _ in joined]), [fault_ns for _, fault_ns in joined]
+        self.sleep_until(self.elapsed_s + STATISTICS_S)
+        last = self.sample([result for result, _ in joined])
+        return last, [fault_ns for _, fault_ns in joined], self._parts.trace()
 
     def stop(self) -> None:
-        self._stop.set()
-        if self._thread.ident:
-            self._thread.join()
+        self._run.stop()
         for program in self._programs:
             program.stop()
 
@@ -154,12 +154,11 @@ class Simulation:
 
 
 @contextmanager
-def _simulation(scenario: Scenario, images: ImageSet | None, processes: bool) -> Iterator[tuple[Simulation, int]]:
+def _simulation(scenario: Scenario, images: ImageSet | None, where: Where) -> Iterator[tuple[Simulation, int]]:
     """A simulation that has not started, and how many bytes its domains have."""
     plans = plan_domains(scenario, images)
     frames = machine_frames(scenario, plans)
-    host = in_processes if processes else in_process
-    with host(scenario.machine, frames) as parts:
+    with host(scenario, frames, where) as parts:
         simulation = Simulation(scenario, plans, parts)
         try:
             yield simulation, sum(plan.gfns for plan in plans) * PAGE_BYTES
@@ -168,27 +167,25 @@ def _simulation(scenario: Scenario, images: ImageSet | None, processes: bool) ->
 
 
 def simulate(
-    scenario: Scenario, watch: Callable[[Sample, int], None] | None = None, processes: bool = False
+    scenario: Scenario, watch: Callable[[Sample, int], None] | None = None, where: Where = Where.THREADS
 ) -> SimulationResult:
-    """Runs a scenario to its end. `watch` is called with each sample, and the bytes of all domains. `processes`:
-    machine and pager each in a process of its own.
+    """Runs a scenario to its end. `watch` is called with each sample, and the bytes of all domains.
 
     Raises ScenarioError before anything starts if the machine is too small, DiffengineError if it can't be made.
     """
     with ExitStack() as stack:
         images = stack.enter_context(open_images(scenario.images)) if scenario.images else None
-        simulation, allocated = stack.enter_context(_simulation(scenario, images, processes))
+        simulation, allocated = stack.enter_context(_simulation(scenario, images, where))
         simulation.start()
         samples = []
         interval_s = min(MOST_SAMPLE_INTERVAL_S, scenario.duration_s / FEWEST_SAMPLES)
-        start_s = time.monotonic()
-        while (elapsed_s := time.monotonic() - start_s) < scenario.duration_s:
+        while (elapsed_s := simulation.elapsed_s) < scenario.duration_s:
             samples.append(simulation.sample())
             if watch:
                 watch(samples[-1], allocated)
             next_s = (elapsed_s // interval_s + 1) * interval_s
-            time.sleep(max(0.0, min(next_s, scenario.duration_s) - (time.monotonic() - start_s)))
-        last, fault_ns = simulation.finish()
+            simulation.sleep_until(min(next_s, scenario.duration_s))
+        last, fault_ns, trace = simulation.finish()
         if watch:
             watch(last, allocated)
-        return SimulationResult(scenario, allocated, (*samples, last), tuple(fault_ns))
+        return SimulationResult(scenario, allocated, (*samples, last), tuple(fault_ns), trace)
