@@ -263,6 +263,14 @@ int de_dense_decode(const struct de_dense_model *model, const uint8_t *untrusted
     return decode(model, untrusted_payload, count, has_reference, window);
 }
 
+void de_dense_prefetch(const struct de_dense_model *model)
+{
+    const uint8_t *tables = (const uint8_t *)model->literal_decode;
+    size_t bytes = sizeof model->literal_decode + sizeof model->sequence_decode + sizeof model->length_decode;
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(tables + at);
+}
+
 void de_dense_window_init(struct de_dense_window *window)
 {
     memset(window, 0, sizeof(*window));

@@ -7,6 +7,8 @@
 #define READY_DOMAINS 16u
 /** How soon a load that found no frame is tried again. */
 #define RETRY_NS 1000000u
+/** After a wait as long as this the caches are somebody else's. */
+#define COLD_NS 1000000u
 
 static struct ring_record *ring_of(const struct pager_domain *domain)
 {
@@ -198,7 +200,10 @@ size_t pager_serve_round(struct de_pager *pager, uint64_t timeout_ns)
     uint16_t ready[READY_DOMAINS];
     if (pager->retries && timeout_ns > RETRY_NS)
         timeout_ns = RETRY_NS;
+    uint64_t start_ns = HYPERCALL(pager, now_ns);
     int count_ready = HYPERCALL(pager, wait, timeout_ns, ready, READY_DOMAINS);
+    if (HYPERCALL(pager, now_ns) - start_ns > COLD_NS)
+        de_rebuild_after_pause(pager->server.rebuilder);
     if (count_ready < 0)
         atomic_store(&pager->gone, true);
     size_t events = 0;

@@ -18,6 +18,7 @@ struct de_rebuilder {
     uint8_t scratch[DE_STORE_MAX_DEPTH][DE_PAGE_SIZE];
     struct de_dense_window window;
     const struct de_swapped_parts *parts; /**< read from swap for the page under way */
+    bool cold;                            /**< model tables are far away */
 };
 
 int de_rebuilder_create(struct de_store *store, struct de_rebuilder **rebuilder)
@@ -118,6 +119,9 @@ static int unpack_dense(struct de_rebuilder *rebuilder, const struct de_object *
     bool has_reference = object->reference_count > 1;
     if (!model || object->reference_count > 2)
         return DE_CORRUPT;
+    if (rebuilder->cold)
+        de_dense_prefetch(model);
+    rebuilder->cold = false;
     if (has_reference) {
         const uint8_t *reference;
         /* Cold as a rule: let it come while the reference is rebuilt. */
@@ -190,6 +194,11 @@ int de_rebuild_find_swapped(struct de_rebuilder *rebuilder, uint32_t id, struct 
     }
     de_store_leave(rebuilder->reader);
     return status;
+}
+
+void de_rebuild_after_pause(struct de_rebuilder *rebuilder)
+{
+    rebuilder->cold = true;
 }
 
 int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page)

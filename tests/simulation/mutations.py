@@ -3,6 +3,10 @@
 
 Usage: mutations.py WORK_DIRECTORY [NAME ...]
 
+Not among them: a stale sharing handle taken for a live one. A handle goes stale by its page ceasing to be shared, and
+share() refuses a page that is not shared; only another nomination makes it shared again, and the pager's one proposer
+nominates both, compares and shares before it does anything else. tests/unit/native/test_machine.c finds that one.
+
 Each line: the bug, the guest operations it took to find it, and what was seen. Exit status 1 if one was not found.
 """
 

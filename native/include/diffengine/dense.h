@@ -100,6 +100,9 @@ struct de_dense_window {
     uint8_t payload[20480 + DE_DENSE_MAX_BYTES + 20480];
 };
 
+/** Begin to bring the tables that decoding reads near, which other work has driven out of the caches. Does
+ * not wait. */
+void de_dense_prefetch(const struct de_dense_model *model);
 /** Clear a window before its first use. */
 void de_dense_window_init(struct de_dense_window *window);
 

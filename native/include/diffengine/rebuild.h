@@ -17,6 +17,9 @@ struct de_rebuilder;
 int de_rebuilder_create(struct de_store *store, struct de_rebuilder **rebuilder);
 void de_rebuilder_free(struct de_rebuilder *rebuilder);
 
+/** Others have used the caches since the last rebuild: the next dense one begins with bringing its tables
+ * near. */
+void de_rebuild_after_pause(struct de_rebuilder *rebuilder);
 /**
  * Rebuild object @p id into @p page and compare with its checksum.
  * @return DE_OK, DE_NOT_FOUND, DE_CORRUPT or DE_BUSY: part of it is in the swap file, see

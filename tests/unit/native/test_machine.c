@@ -296,6 +296,27 @@ static void test_identity(void)
     finish();
 }
 
+/* A page nominated again after a write has another handle: the one from before the write stays stale. */
+static void test_handle_from_before_a_write(void)
+{
+    start(8);
+    uint16_t a = make_domain(2, 5), b = make_domain(2, 5);
+    uint64_t before, again, other;
+    uint8_t byte = 99;
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, a, &vcpu), 0);
+    CHECK_EQ(HV(share_nominate, a, 0, &before), 0);
+    CHECK_EQ(HV(share_nominate, b, 0, &other), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 0, 0, &byte, 1), 0);
+    CHECK_EQ(HV(share_nominate, a, 0, &again), 0);
+    CHECK(again != before);
+    CHECK_EQ(HV(share, a, 0, before, b, 0, other), DE_SHARE_SOURCE_STALE);
+    CHECK_EQ(HV(share, b, 0, other, a, 0, before), DE_SHARE_CLIENT_STALE);
+    CHECK_EQ(first_byte(b, 0), 5);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
 static void test_paging_states(void)
 {
     start(8);
@@ -1129,6 +1150,7 @@ int main(void)
     test_populate_and_frames();
     test_claims();
     test_identity();
+    test_handle_from_before_a_write();
     test_paging_states();
     test_write_through_mapping_is_lost();
     test_map_of_paged_page();
