@@ -104,7 +104,7 @@ bench: build build/bench/build.ninja $(STAMPS)/images
 
 # The decoders read untrusted bytes. A corpus grows in build/fuzz/NAME, from what the encoders make of the samples; an input
 # that is found to do harm stays there too, so that the next run fails until it is put right.
-FUZZERS := fuzz_dense fuzz_patch
+FUZZERS := fuzz_dense fuzz_patch fuzz_ring
 SECONDS ?= 60
 $(STAMPS)/fuzz-packages: $(STAMPS)/packages
 	@$(call install_missing,$(FUZZ_PACKAGES))
@@ -115,7 +115,7 @@ build/fuzzers/build.ninja: $(STAMPS)/venv $(STAMPS)/fuzz-packages
 
 fuzz: build/fuzzers/build.ninja $(STAMPS)/images
 	$(BIN)/ninja --quiet -C build/fuzzers $(addprefix native/fuzz/,$(FUZZERS) write_seeds)
-	@mkdir -p build/fuzz/fuzz_patch build/fuzz/fuzz_dense
+	@mkdir -p $(addprefix build/fuzz/,$(FUZZERS))
 	build/fuzzers/native/fuzz/write_seeds build/fuzz/fuzz_patch build/fuzz/fuzz_dense $(lastword $(DEMO_IMAGES))
 	@for name in $(FUZZERS); do \
 	  corpus=build/fuzz/$$name; log=$$corpus.log; echo "$$name for $(SECONDS) s, log in $$log"; \

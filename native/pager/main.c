@@ -6,6 +6,7 @@
 #include <diffengine/machine_client.h>
 #include <diffengine/pager_queue.h>
 #include <diffengine/status.h>
+#include <diffengine/xen.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -23,7 +24,8 @@
 #define MAX_MIB (16u << 20)
 
 static const char usage[] =
-    "Usage: diffengine-pager --state DIR --machine SOCKET [--store-mib N] [--swap FILE --swap-mib N]\n"
+    "Usage: diffengine-pager --state DIR (--xen | --machine SOCKET) [--store-mib N] [--swap FILE --swap-mib "
+    "N]\n"
     "\n"
     "Serves the page faults of guests whose pages the daemon had evicted. Ends with SIGTERM, and leaves all "
     "it has\n"
@@ -32,6 +34,7 @@ static const char usage[] =
     "served.\n"
     "\n"
     "  --state DIR       on a tmpfs, mode 0700: page tables, store, swap key, commands, statistics\n"
+    "  --xen             of the Xen that this dom0 runs on\n"
     "  --machine SOCKET  of diffengine-machine\n"
     "  --store-mib N     limit of a new store (default 65536)\n"
     "  --swap FILE       swap file, made if it is not there, its content lost if it is\n"
@@ -40,7 +43,8 @@ static const char usage[] =
 
 struct settings {
     struct de_pager_state state;
-    const char *machine;
+    const char *machine; /**< NULL: Xen */
+    bool xen;
     unsigned long parent;
 };
 
@@ -63,11 +67,12 @@ static bool parse(const char *name, const char *text, unsigned long max, unsigne
     return false;
 }
 
-enum { STATE = 256, MACHINE, STORE, SWAP, SWAP_MIB, PARENT, HELP };
+enum { STATE = 256, MACHINE, XEN, STORE, SWAP, SWAP_MIB, PARENT, HELP };
 
 static const struct option long_options[] = {
     {"state", required_argument, NULL, STATE},
     {"machine", required_argument, NULL, MACHINE},
+    {"xen", no_argument, NULL, XEN},
     {"store-mib", required_argument, NULL, STORE},
     {"swap", required_argument, NULL, SWAP},
     {"swap-mib", required_argument, NULL, SWAP_MIB},
@@ -86,6 +91,9 @@ static int take_option(int option, struct settings *settings)
         return -1;
     case MACHINE:
         settings->machine = optarg;
+        return -1;
+    case XEN:
+        settings->xen = true;
         return -1;
     case SWAP:
         settings->state.swap_path = optarg;
@@ -120,7 +128,7 @@ static int take_options(int argc, char **argv, struct settings *settings)
             return status;
     }
     bool swap_half = !settings->state.swap_path != !settings->state.swap_bytes;
-    if (optind == argc && settings->state.directory && settings->machine && !swap_half)
+    if (optind == argc && settings->state.directory && !settings->machine == settings->xen && !swap_half)
         return -1;
     fputs(swap_half ? "diffengine-pager: --swap and --swap-mib go together\n" : usage, stderr);
     return EXIT_FAILURE;
@@ -175,14 +183,44 @@ static int serve(struct de_pager *pager, const char *directory)
     de_queue_serve_free(server);
     if (!de_pager_gone(pager))
         return EXIT_SUCCESS;
-    fputs("diffengine-pager: the machine is gone\n", stderr);
+    fputs("diffengine-pager: the hypervisor does not answer any more\n", stderr);
     return EXIT_FAILURE;
+}
+
+/** The hypervisor that was asked for; one of the two is NULL. */
+struct connection {
+    struct de_machine_client *machine;
+    struct de_xen *xen;
+};
+
+static bool connect_to(const struct settings *settings, struct connection *connection,
+                       struct de_hypervisor *hypervisor)
+{
+    char error[500];
+    *connection = (struct connection){.machine = NULL};
+    int status = settings->xen ? de_xen_open(settings->state.directory, &connection->xen, error, sizeof error)
+                               : de_client_connect(settings->machine, DE_CLIENT_READER, &connection->machine);
+    if (status && settings->xen)
+        fprintf(stderr, "diffengine-pager: --xen: %s\n", error);
+    else if (status)
+        fprintf(stderr, "diffengine-pager: --machine %s: %s\n", settings->machine, strerror(-status));
+    else
+        *hypervisor =
+            settings->xen ? de_xen_hypervisor(connection->xen) : de_client_hypervisor(connection->machine);
+    return !status;
+}
+
+static void disconnect(struct connection *connection)
+{
+    de_client_free(connection->machine);
+    de_xen_close(connection->xen);
 }
 
 int main(int argc, char **argv)
 {
     struct settings settings;
-    struct de_machine_client *machine;
+    struct connection connection;
+    struct de_hypervisor hypervisor;
     struct de_pager *pager;
     char error[300];
     int status = take_options(argc, argv, &settings);
@@ -190,19 +228,15 @@ int main(int argc, char **argv)
         return status;
     catch_signals();
     settle_in(settings.parent);
-    status = de_client_connect(settings.machine, DE_CLIENT_READER, &machine);
-    if (status) {
-        fprintf(stderr, "diffengine-pager: --machine %s: %s\n", settings.machine, strerror(-status));
+    if (!connect_to(&settings, &connection, &hypervisor))
         return EXIT_FAILURE;
-    }
-    struct de_hypervisor hypervisor = de_client_hypervisor(machine);
     if (de_pager_open(&settings.state, &hypervisor, &pager, error, sizeof error) != DE_OK) {
         fprintf(stderr, "diffengine-pager: %s\n", error);
-        de_client_free(machine);
+        disconnect(&connection);
         return EXIT_FAILURE;
     }
     status = serve(pager, settings.state.directory);
     de_pager_leave(pager);
-    de_client_free(machine);
+    disconnect(&connection);
     return status;
 }

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/**
+ * @file xen.h
+ * Xen as hypervisor.h's operations table: for a pager in a PV dom0 of the supported series. Xen's libraries
+ * are opened when the program runs.
+ */
+#ifndef DIFFENGINE_XEN_H
+#define DIFFENGINE_XEN_H
+
+#include <diffengine/hypervisor.h>
+
+struct de_xen;
+
+/**
+ * @param state_directory The pager's own, where the rings' ports are kept for a successor. Its lock must be
+ * had before a ring is taken over (de_pager_open() sees to that).
+ * @param[out] error One sentence, with failure: what is missing, and what to do.
+ * @return 0, or: -ENOENT, -ENOSYS (libraries), -EOPNOTSUPP (another version), -ENOMEM, or what opening Xen's
+ * devices or the directory gave.
+ */
+int de_xen_open(const char *state_directory, struct de_xen **xen, char *error, size_t capacity);
+/** Lets go of the rings, which stay as they are for a successor. No thread may be in an operation. */
+void de_xen_close(struct de_xen *xen);
+/** Valid as long as @p xen. */
+struct de_hypervisor de_xen_hypervisor(struct de_xen *xen);
+
+#endif

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What hypervisor.h says of each operation, on a real Xen: run in dom0 as root with the number of a running
+ * PVH guest that has memory of its own in use. Each test says its name and "ok"; the first that fails ends
+ * the program.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <diffengine/xen.h>
+
+#include "../../unit/native/check.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define BATCH 1024u
+#define SECOND_NS 1000000000u
+
+static char directory[] = "/run/test-xen-XXXXXX";
+static uint16_t guest;
+static uint32_t gfns;
+static struct de_xen *xen;
+static struct de_hypervisor hypervisor;
+static uint8_t copies[BATCH][DE_PAGE_SIZE];
+
+#define CALL(operation, ...) hypervisor.operations->operation(hypervisor.context, ##__VA_ARGS__)
+
+static void begin(void)
+{
+    char error[500];
+    if (de_xen_open(directory, &xen, error, sizeof error)) {
+        fprintf(stderr, "%s\n", error);
+        exit(1);
+    }
+    hypervisor = de_xen_hypervisor(xen);
+}
+
+/* Serve until the guest has been quiet for a while. @return events. */
+static unsigned serve(uint64_t quiet_ns, unsigned *touched)
+{
+    uint16_t ready[4];
+    unsigned events = 0;
+    while (CALL(wait, quiet_ns, ready, 4) > 0) {
+        struct de_vm_event event;
+        while (CALL(ring_take, guest, &event) == 1) {
+            CHECK_EQ(event.version, DE_VM_EVENT_VERSION);
+            CHECK_EQ(event.reason, DE_VM_EVENT_REASON_PAGING);
+            *touched += event.paging_flags & DE_PAGING_EVICT_FAIL ? 1 : 0;
+            events++;
+            CHECK_EQ(CALL(ring_answer, guest, &event), 0);
+        }
+    }
+    return events;
+}
+
+static int map_one(uint32_t gfn, const uint8_t **page)
+{
+    int32_t error = 0;
+    int mapped = CALL(map, guest, &gfn, 1, page, &error);
+    return mapped < 0 ? mapped : error;
+}
+
+/* Some pages that can be nominated and evicted, their contents copied. @return how many. */
+static unsigned evict_some(uint32_t first, unsigned wanted, uint32_t *chosen)
+{
+    unsigned count = 0;
+    for (uint32_t gfn = first; gfn < gfns && count < wanted; gfn++) {
+        const uint8_t *page;
+        if (CALL(paging_nominate, guest, gfn))
+            continue;
+        CHECK_EQ(map_one(gfn, &page), 0);
+        CHECK_EQ(CALL(paging_evict, guest, gfn), -EBUSY); /* mapped */
+        memcpy(copies[count], page, DE_PAGE_SIZE);
+        CALL(unmap, &page, 1);
+        int error = CALL(paging_evict, guest, gfn);
+        CHECK(error == 0 || error == -EBUSY);
+        if (!error)
+            chosen[count++] = gfn;
+    }
+    return count;
+}
+
+static void load_all(const uint32_t *chosen, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        int error = CALL(paging_load, guest, chosen[i], copies[i]);
+        CHECK(error == 0 || error == -ENOENT);
+    }
+}
+
+static void test_refusals(void)
+{
+    struct de_uuid uuid;
+    CHECK_EQ(CALL(domain_uuid, guest, &uuid), 0);
+    CHECK_EQ(CALL(domain_uuid, 32000, &uuid), -ESRCH);
+    CHECK_EQ(CALL(paging_enable, 0), -ENODEV);
+    CHECK_EQ(CALL(paging_enable, 32000), -ESRCH);
+    CHECK_EQ(CALL(paging_disable, guest), -EINVAL);
+    uint32_t answered;
+    CHECK_EQ(CALL(paging_take_over, guest, &answered), -EINVAL);
+    CHECK_EQ(CALL(paging_nominate, guest, 300), -ENODEV);
+    struct de_vm_event event;
+    CHECK_EQ(CALL(ring_take, guest, &event), -EINVAL);
+}
+
+static void test_map_batch(void)
+{
+    static uint32_t numbers[3 * BATCH];
+    static const uint8_t *pages[3 * BATCH];
+    static int32_t errors[3 * BATCH];
+    for (uint32_t i = 0; i < 3 * BATCH; i++)
+        numbers[i] = i % 7 ? 256 + i : gfns + i;
+    int mapped = CALL(map, guest, numbers, 3 * BATCH, pages, errors);
+    int good = 0;
+    volatile uint8_t sum = 0;
+    for (uint32_t i = 0; i < 3 * BATCH; i++) {
+        CHECK(!pages[i] == (errors[i] != 0));
+        CHECK(i % 7 || errors[i] == -EINVAL);
+        good += pages[i] != NULL;
+        sum = (uint8_t)(sum + (pages[i] ? pages[i][i % DE_PAGE_SIZE] : 0));
+    }
+    CHECK_EQ(mapped, good);
+    CHECK(good > 2 * (int)BATCH);
+    CALL(unmap, pages, 3 * BATCH);
+    CHECK_EQ(CALL(map, 32000, numbers, 4, pages, errors), -ESRCH);
+}
+
+/* Another pager, in another process, is refused, and does not harm the ring. */
+static void test_two_pagers(void)
+{
+    CHECK_EQ(CALL(paging_enable, guest), 0);
+    CHECK_EQ(CALL(paging_enable, guest), -EBUSY);
+    pid_t child = fork();
+    if (!child) {
+        char other[] = "/run/test-xen-other-XXXXXX", error[500];
+        struct de_xen *another;
+        if (!mkdtemp(other) || de_xen_open(other, &another, error, sizeof error))
+            _exit(1);
+        struct de_hypervisor second = de_xen_hypervisor(another);
+        int status = second.operations->paging_enable(second.context, guest);
+        rmdir(other);
+        _exit(status == -EBUSY ? 0 : 2);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK_EQ(status, 0);
+}
+
+/* A page that is out, its content in copies[0]. The guest may always be faster. */
+static uint32_t evict_one(void)
+{
+    for (uint32_t gfn = 0x3000;; gfn++) {
+        const uint8_t *page;
+        CHECK(gfn < gfns);
+        if (CALL(paging_nominate, guest, gfn))
+            continue;
+        int again = CALL(paging_nominate, guest, gfn), load = CALL(paging_load, guest, gfn, copies[0]);
+        CHECK_EQ(map_one(gfn, &page), 0);
+        memcpy(copies[0], page, DE_PAGE_SIZE);
+        CALL(unmap, &page, 1);
+        if (CALL(paging_evict, guest, gfn))
+            continue;
+        CHECK_EQ(again, -EBUSY);
+        CHECK_EQ(load, -ENOENT);
+        return gfn;
+    }
+}
+
+/* The guest is paused, so that nobody else asks. */
+static void test_states(void)
+{
+    const uint8_t *page;
+    struct de_vm_event event;
+    uint16_t ready[1];
+    unsigned touched = 0;
+    CHECK_EQ(CALL(pause, guest), 0);
+    serve(SECOND_NS / 10, &touched);
+    uint32_t gfn = evict_one();
+    CHECK_EQ(CALL(paging_evict, guest, gfn), -EBUSY);
+    CHECK_EQ(CALL(paging_nominate, guest, gfn), -EBUSY);
+    CHECK_EQ(CALL(paging_load, guest, gfn, NULL), -EINVAL);
+    CHECK_EQ(map_one(gfn, &page), -ENOENT);
+    CHECK_EQ(CALL(wait, SECOND_NS, ready, 1), 1);
+    CHECK_EQ(CALL(ring_take, guest, &event), 1);
+    CHECK_EQ(event.gfn, gfn);
+    CHECK_EQ(event.flags & DE_VM_EVENT_VCPU_PAUSED, 0);
+    CHECK_EQ(CALL(paging_nominate, guest, gfn), -EBUSY);
+    CHECK_EQ(CALL(paging_load, guest, gfn, NULL), -EINVAL);
+    CHECK_EQ(CALL(paging_load, guest, gfn, copies[0]), 0);
+    CHECK_EQ(CALL(ring_answer, guest, &event), 0);
+    CHECK_EQ(CALL(ring_answer, guest, &event), -EINVAL);
+    CHECK_EQ(map_one(gfn, &page), 0);
+    CHECK_EQ(CALL(paging_nominate, guest, gfn), -EBUSY); /* mapped */
+    CALL(unmap, &page, 1);
+    CHECK_EQ(CALL(paging_nominate, guest, gfns + 5), -EBUSY);
+    CHECK_EQ(CALL(paging_load, guest, gfns + 5, copies[0]), -ENOENT);
+    serve(0, &touched);
+    CHECK_EQ(CALL(unpause, guest), 0);
+}
+
+/* A guest that runs touches what was nominated, and goes on. */
+static void test_watch(void)
+{
+    unsigned touched = 0, nominated = 0;
+    for (uint32_t gfn = 0x2000; gfn < gfns && nominated < 4 * BATCH; gfn++)
+        nominated += !CALL(paging_nominate, guest, gfn);
+    CHECK(nominated > BATCH);
+    CHECK(serve(SECOND_NS, &touched) > 0);
+    CHECK(touched > 0);
+    printf("  %u nominated, %u touched\n", nominated, touched);
+}
+
+/* Evicted, asked for by the guest, loaded, answered. */
+static void test_faults(void)
+{
+    static uint32_t chosen[BATCH];
+    unsigned count = evict_some(0x3000, BATCH, chosen), faults = 0;
+    CHECK(count > BATCH / 2);
+    uint64_t end_ns = CALL(now_ns) + 3 * (uint64_t)SECOND_NS;
+    while (CALL(now_ns) < end_ns) {
+        uint16_t ready[4];
+        struct de_vm_event event;
+        if (CALL(wait, SECOND_NS / 4, ready, 4) <= 0)
+            continue;
+        while (CALL(ring_take, guest, &event) == 1) {
+
+            for (unsigned i = 0; i < count; i++)
+                if (chosen[i] == event.gfn)
+                    faults += !CALL(paging_load, guest, event.gfn, copies[i]);
+
+            CHECK_EQ(CALL(ring_answer, guest, &event), 0);
+        }
+    }
+    load_all(chosen, count);
+    printf("  %u evicted, %u faults\n", count, faults);
+    CHECK(faults > 0);
+}
+
+/* The pager is gone while requests come in; its successor finds them all. */
+static void test_take_over(void)
+{
+    static uint32_t chosen[BATCH];
+    unsigned count = evict_some(0x3000, BATCH, chosen), found = 0;
+    uint32_t answered;
+    CHECK(count > BATCH / 2);
+    de_xen_close(xen);
+    sleep(2);
+    begin();
+    CHECK_EQ(CALL(paging_take_over, guest, &answered), 0);
+    for (unsigned round = 0; round < 8; round++) {
+        uint16_t ready[4];
+        struct de_vm_event event;
+        int some = CALL(wait, SECOND_NS / 2, ready, 4);
+        CHECK(some >= 0 && (round || some == 1));
+        while (CALL(ring_take, guest, &event) == 1) {
+            for (unsigned i = 0; i < count; i++)
+                if (chosen[i] == event.gfn)
+                    found += !CALL(paging_load, guest, event.gfn, copies[i]);
+            CHECK_EQ(CALL(ring_answer, guest, &event), 0);
+        }
+    }
+    load_all(chosen, count);
+    CHECK(found > 0);
+    printf("  %u answered before, %u evicted, %u faults served after\n", answered, count, found);
+}
+
+static void test_pause(void)
+{
+    CHECK_EQ(CALL(pause, guest), 0);
+    CHECK_EQ(CALL(unpause, guest), 0);
+    CHECK_EQ(CALL(unpause, guest), -EINVAL);
+}
+
+static void test_disable(void)
+{
+    unsigned touched = 0;
+    /* What is still nominated becomes ram when it is evicted and loaded. */
+    for (uint32_t gfn = 0x2000; gfn < 0x4800; gfn++) {
+        const uint8_t *page;
+        CALL(paging_nominate, guest, gfn);
+        if (map_one(gfn, &page))
+            continue;
+        memcpy(copies[0], page, DE_PAGE_SIZE);
+        CALL(unmap, &page, 1);
+        if (!CALL(paging_evict, guest, gfn))
+            CHECK_EQ(CALL(paging_load, guest, gfn, copies[0]), 0);
+        serve(0, &touched);
+    }
+    serve(SECOND_NS / 4, &touched);
+    CHECK_EQ(CALL(paging_disable, guest), 0);
+    CHECK_EQ(CALL(paging_enable, guest), 0);
+    CHECK_EQ(CALL(paging_disable, guest), 0);
+}
+
+static void run(const char *name, void (*test)(void))
+{
+    printf("%s ...\n", name);
+    fflush(stdout);
+    test();
+    printf("%s: ok\n", name);
+}
+
+int main(int count, char **arguments)
+{
+    if (count != 3 || !mkdtemp(directory)) {
+        fputs("Usage: operations DOMAIN MIB\n", stderr);
+        return 2;
+    }
+    guest = (uint16_t)atoi(arguments[1]);
+    gfns = (uint32_t)atoi(arguments[2]) * 256;
+    begin();
+    run("refusals", test_refusals);
+    run("map in batches", test_map_batch);
+    run("two pagers on one domain", test_two_pagers);
+    run("states of a page", test_states);
+    run("watch", test_watch);
+    run("faults", test_faults);
+    run("take over", test_take_over);
+    run("pause", test_pause);
+    run("disable and enable again", test_disable);
+    de_xen_close(xen);
+    rmdir(directory);
+    puts("operations: all ok");
+    return 0;
+}
