@@ -62,6 +62,7 @@ class Encoding(IntEnum):
     PATCH = lib.DE_ENCODING_PATCH
     DENSE = lib.DE_ENCODING_DENSE
     MODEL = lib.DE_ENCODING_MODEL
+    SWAPPED = lib.DE_ENCODING_SWAPPED
 
 
 @dataclass(frozen=True)
@@ -585,6 +586,21 @@ class Rebuilder:
             writable("uint8_t[]", right),
         )
         return right.astype(np.bool_)
+
+    def describe(self, ids: NDArray[np.uint32]) -> tuple[Bytes, NDArray[np.uint16], NDArray[np.bool_]]:
+        """Of each object its encoding, the size of its payload (0: no such object), and whether it stands on another
+        page's object."""
+        encodings, patched = np.empty(len(ids), dtype=np.uint8), np.empty(len(ids), dtype=np.uint8)
+        sizes = np.empty(len(ids), dtype=np.uint16)
+        self._binding.lib.de_rebuild_describe_batch(
+            self._rebuilder,
+            readable("uint32_t[]", ids),
+            len(ids),
+            writable("uint8_t[]", encodings),
+            writable("uint16_t[]", sizes),
+            writable("uint8_t[]", patched),
+        )
+        return encodings, sizes, patched.astype(np.bool_)
 
     def verify(self, ids: NDArray[np.uint32], pages: Addresses) -> NDArray[np.bool_]:
         """Whether object ids[i] rebuilds to exactly the page at pages[i]."""

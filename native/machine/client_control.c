@@ -66,6 +66,30 @@ int de_client_domain_destroy(struct de_machine_client *client, uint16_t domain)
     return call_words(client, OPERATION_DOMAIN_DESTROY, domain, 0);
 }
 
+int de_client_domain_list(struct de_machine_client *client, uint16_t first, struct de_domain_info *infos,
+                          size_t capacity)
+{
+    size_t done = 0;
+    for (uint32_t from = first; done < capacity && from <= UINT16_MAX;) {
+        size_t wanted = capacity - done < LIST_BATCH ? capacity - done : LIST_BATCH;
+        struct call call = {.operation = OPERATION_DOMAIN_LIST, .count = (uint32_t)wanted, .words = {from}};
+        struct lane *lane = client_take(client);
+        if (!lane)
+            return -ECONNRESET;
+        int64_t listed = client_call(client, lane, &call);
+        if (listed > 0)
+            memcpy(infos + done, lane->data, (size_t)listed * sizeof *infos);
+        client_give(client, lane);
+        if (listed < 0)
+            return (int)listed;
+        done += (size_t)listed;
+        if ((size_t)listed < wanted)
+            break;
+        from = infos[done - 1].domain + 1u;
+    }
+    return (int)done;
+}
+
 int de_client_domain_account(struct de_machine_client *client, uint16_t domain,
                              struct de_domain_accounting *accounting)
 {

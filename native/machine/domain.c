@@ -231,6 +231,20 @@ int de_machine_domain_crash_reason(struct de_machine *machine, uint16_t id, char
     return domain ? 0 : -ESRCH;
 }
 
+int de_machine_domain_list(struct de_machine *machine, uint16_t first, struct de_domain_info *infos,
+                           size_t capacity)
+{
+    size_t count = 0;
+    pthread_mutex_lock(&machine->lock);
+    for (uint16_t id = first; id < machine->next_domain && count < capacity; id++) {
+        const struct domain *domain = domain_find(machine, id);
+        if (domain)
+            infos[count++] = (struct de_domain_info){.domain = id, .gfns = domain->gfns};
+    }
+    pthread_mutex_unlock(&machine->lock);
+    return (int)count;
+}
+
 int de_machine_domain_account(struct de_machine *machine, uint16_t id,
                               struct de_domain_accounting *accounting)
 {

@@ -12,6 +12,7 @@
 #ifndef DIFFENGINE_MACHINE_PROTOCOL_H
 #define DIFFENGINE_MACHINE_PROTOCOL_H
 
+#include <diffengine/machine.h>
 #include <diffengine/page.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -28,6 +29,7 @@
 #define MAP_BATCH 4096u     /**< gfns per call */
 #define POPULATE_BATCH 64u  /**< pages per call */
 #define WAIT_BATCH 256u     /**< domains per call */
+#define LIST_BATCH 4096u    /**< domains per call */
 #define SAMPLE_BATCH 32768u /**< latencies per call */
 #define VCPU_SAMPLES 512u
 
@@ -53,6 +55,7 @@ enum operation {
     OPERATION_ACCOUNT,
     OPERATION_DOMAIN_CREATE,
     OPERATION_DOMAIN_DESTROY,
+    OPERATION_DOMAIN_LIST,
     OPERATION_DOMAIN_ACCOUNT,
     OPERATION_CRASH_REASON,
     OPERATION_P2M_TYPE,
@@ -170,6 +173,7 @@ bool lane_await(struct lane *lane, uint32_t state, _Atomic(uint32_t) *sleeps, ui
                 const struct timespec *timeout);
 _Static_assert(sizeof(struct map_arrays) <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(sizeof(struct populate_arrays) <= LANE_DATA_BYTES, "a batch fits a lane");
+_Static_assert(LIST_BATCH * sizeof(struct de_domain_info) <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(SAMPLE_BATCH * sizeof(uint64_t) <= LANE_DATA_BYTES, "a batch fits a lane");
 
 /** Hand the lane over, and wake the other side if it sleeps. */

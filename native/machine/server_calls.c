@@ -213,6 +213,18 @@ static int64_t domain_destroy(struct server *server, uint16_t domain)
     return error;
 }
 
+static int64_t domain_list(struct session *session, const struct call *call, uint8_t *untrusted_data)
+{
+    struct de_domain_info infos[LIST_BATCH];
+    if (call->count > LIST_BATCH || call->words[0] > UINT16_MAX)
+        return -EINVAL;
+    memset(infos, 0, call->count * sizeof *infos);
+    int listed =
+        de_machine_domain_list(session->server->machine, (uint16_t)call->words[0], infos, call->count);
+    memcpy(untrusted_data, infos, (size_t)listed * sizeof *infos);
+    return listed;
+}
+
 static int64_t call_domain(struct session *session, struct call *call, uint8_t *untrusted_data)
 {
     struct server *server = session->server;
@@ -231,6 +243,8 @@ static int64_t call_domain(struct session *session, struct call *call, uint8_t *
         return domain_create(server, call);
     case OPERATION_DOMAIN_DESTROY:
         return domain_destroy(server, domain);
+    case OPERATION_DOMAIN_LIST:
+        return domain_list(session, call, untrusted_data);
     case OPERATION_DOMAIN_ACCOUNT:
         result = de_machine_domain_account(server->machine, domain, &accounting);
         memcpy(untrusted_data, &accounting, sizeof accounting);

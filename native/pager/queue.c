@@ -209,6 +209,19 @@ static void rebuild(struct de_queue_server *server, uint32_t count)
     }
 }
 
+static void describe(struct de_queue_server *server, uint32_t count)
+{
+    struct de_queue *queue = server->queue;
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t encoding, patched;
+        uint16_t bytes;
+        de_rebuild_describe_batch(server->rebuilder, &server->own.objects[i], 1, &encoding, &bytes, &patched);
+        queue->encodings[i] = encoding;
+        queue->sizes[i] = bytes;
+        queue->reference_counts[i] = patched;
+    }
+}
+
 static int carry_out(struct de_queue_server *server, uint32_t command, uint32_t count)
 {
     struct de_pager *pager = server->pager;
@@ -249,6 +262,9 @@ static int carry_out(struct de_queue_server *server, uint32_t command, uint32_t 
         return DE_OK;
     case DE_COMMAND_REBUILD:
         rebuild(server, count);
+        return DE_OK;
+    case DE_COMMAND_DESCRIBE:
+        describe(server, count);
         return DE_OK;
     case DE_COMMAND_COMPACT:
         server->queue->objects[0] = (uint32_t)(de_store_compact(de_pager_store(pager)) / DE_PAGE_SIZE);

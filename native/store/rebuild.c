@@ -228,6 +228,23 @@ void de_rebuild_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, size_
         right[i] = de_rebuild_page(rebuilder, ids[i], pages + i * DE_PAGE_SIZE) == DE_OK;
 }
 
+void de_rebuild_describe_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, size_t count,
+                               uint8_t *encodings, uint16_t *bytes, uint8_t *patched)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct de_object object;
+        encodings[i] = patched[i] = 0;
+        bytes[i] = 0;
+        de_store_enter(rebuilder->reader);
+        if (de_store_get(rebuilder->reader, ids[i], &object) == DE_OK) {
+            encodings[i] = (uint8_t)object.encoding;
+            bytes[i] = (uint16_t)object.payload_bytes;
+            patched[i] = object.reference_count > (object.encoding == DE_ENCODING_DENSE);
+        }
+        de_store_leave(rebuilder->reader);
+    }
+}
+
 void de_rebuild_verify_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, const uint8_t *const *pages,
                              size_t count, uint8_t *right)
 {

@@ -29,6 +29,7 @@ from diffengine.engine.pages import (
 )
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
+from diffengine.engine.recovery import Recall, recover_places
 from diffengine.engine.report import EngineReport, count_places, saved_by_eviction
 from diffengine.engine.sharing import Sharing
 from diffengine.engine.swapping import Swapper
@@ -62,6 +63,7 @@ class Engine:
         if shares:
             most = self._capabilities.most_sharers
             self._sharing = Sharing(self._table, most, options.passes, options.table_memory_bytes)
+        self._recall = Recall(host, pager, self._table, self._digester) if evicts else None
         self._evictor = Evictor(host, pager, self._table, options, self._reasons, self._pace) if evicts else None
         self._swapper = Swapper(host, pager, self._table, options, self._reasons) if evicts else None
         self._may_share = policy.allows(Technique.SHARE)
@@ -81,9 +83,12 @@ class Engine:
     # Domains.
 
     def add_domain(self, domid: int, gfns: int, trust_group: str, min_resident_pages: int = 0) -> None:
-        """From the next sweep on. The pager must have it already. `trust_group`: whom it may share and patch with."""
+        """From the next sweep on. The pager must have it already, maybe with pages that are out, or watched, since an
+        earlier engine's days. `trust_group`: whom it may share and patch with."""
         group = self._groups.setdefault(trust_group, len(self._groups) + 1)
-        self._table.add_domain(domid, gfns, group, min_resident_pages)
+        domain = self._table.add_domain(domid, gfns, group, min_resident_pages)
+        if self._capabilities.paging:
+            recover_places(self._pager, self._table, domain)
         self._watch_rates[domid] = WatchRate(self._options.fault_limit)
         self._refault_limits[domid] = RefaultLimit(self._options.refault_limit)
         self._portion = self._portions = 0
@@ -185,8 +190,11 @@ class Engine:
 
     def _visit(self, domain: Domain, part: range) -> None:
         pages = np.arange(domain.first + part.start, domain.first + part.stop, dtype=np.uint32)
-        if self._evictor:
+        if self._recall:
             self._look_at_watched(domain, part, pages)
+            known, digests = self._recall.digests_of(pages)
+            self._table.keys[known] = self._salted(digests, domain.group)
+            self._pace.worked(Work.DIGEST, len(known))
         self._look_at_content(domain, pages)
         leaders = self._share(pages)
         if self._evictor:

@@ -15,7 +15,7 @@ from diffengine.engine.mapping import map_pages, objects_of
 from diffengine.engine.models import Models
 from diffengine.engine.options import EngineOptions
 from diffengine.engine.pace import Pace, Work
-from diffengine.engine.pages import EVICTABLE, FUTILE, INDEXED, PageTable, Place
+from diffengine.engine.pages import EVICTABLE, FUTILE, HEADER_BYTES, INDEXED, PageTable, Place
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.similarity import Similarity
@@ -38,8 +38,6 @@ from diffengine.native import (
 BATCH_PAGES = 256
 # A page that stays nearly as large is not worth a fault.
 LARGEST_OBJECT = PAGE_BYTES * 7 // 8
-# An object's headers in the store, in round figures: what a page's eviction costs besides its payload.
-HEADER_BYTES = 32
 
 
 @dataclass(frozen=True)

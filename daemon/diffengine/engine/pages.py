@@ -18,6 +18,8 @@ from diffengine.native import NONE, PageNumbers
 
 # No page's digest is this one, as far as chance allows: a page that was not visited yet.
 UNKNOWN_KEY = 0xFFFF_FFFF_FFFF_FFFF
+# An object's headers in the store, in round figures: what a page's eviction costs besides its payload.
+HEADER_BYTES = 32
 
 
 class Place(IntEnum):

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from diffengine.hypervisor.machine import EmbeddedHost, PagedMachine, check_errno
 from diffengine.hypervisor.proposals import ProposingPager, percentiles_us
-from diffengine.hypervisor.protocol import NewObjects, ObjectIds, Outcome, PagerCounters, Results, no_results
+from diffengine.hypervisor.protocol import (
+    NewObjects,
+    ObjectForms,
+    ObjectIds,
+    Outcome,
+    PagerCounters,
+    Results,
+    no_results,
+)
 from diffengine.native import (
     NATIVE,
     NONE,
@@ -161,9 +169,15 @@ class Pager(ProposingPager):
         self._store.release(objects)
 
     def rebuild(self, objects: ObjectIds, pages: Bytes) -> NDArray[np.bool_]:
+        return self._reader().rebuild(objects, pages)
+
+    def describe(self, objects: ObjectIds) -> ObjectForms:
+        return ObjectForms(*self._reader().describe(objects))
+
+    def _reader(self) -> Rebuilder:
         if self._rebuilder is None:
             self._rebuilder = Rebuilder(self._store)
-        return self._rebuilder.rebuild(objects, pages)
+        return self._rebuilder
 
     def compact(self) -> int:
         return self._store.compact()
@@ -177,6 +191,7 @@ class Pager(ProposingPager):
             loads=own.loads,
             touches=own.touches,
             corrupt=own.corrupt,
+            objects=store.objects,
             store_bytes=store.populated_bytes,
             table_bytes=own.table_bytes + store.table_bytes + swap_tables,
             swap_bytes=swap_used,

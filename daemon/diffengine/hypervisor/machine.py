@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.protocol import Capabilities, DomainInfo, Gfns, HostMemory
+from diffengine.hypervisor.protocol import Capabilities, DomainInfo, Gfns, HostGoneError, HostMemory
 from diffengine.native import NATIVE, Addresses, Binding, as_addresses, readable, writable
 
+LIST_BATCH = 256
 MOST_SHARERS: int = NATIVE.lib.DE_SHARE_MAX_GFNS
 
 
@@ -27,6 +28,8 @@ class MachineError(DiffengineError):
 
 
 def check_errno(result: int, doing: str) -> int:
+    if result == -errno.ECONNRESET:
+        raise HostGoneError(f"the machine is gone ({doing}); start again when it is back")
     if result < 0:
         raise MachineError(f"{doing}: {os.strerror(-result)}")
     return result
@@ -68,7 +71,6 @@ class EmbeddedHost:
         self.binding = binding
         self.handle = handle
         self._prefix = prefix
-        self._domains: list[DomainInfo] = []
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return getattr(self.binding.lib, self._prefix + name)(self.handle, *arguments)
@@ -85,19 +87,24 @@ class EmbeddedHost:
         if check_errno(populated, "populating a domain") != len(pages):
             self._call("domain_destroy", domid[0])
             raise MachineError(f"the machine has no frames left for {len(pages) - populated} pages; make it larger")
-        self._domains.append(DomainInfo(int(domid[0]), len(pages)))
         return int(domid[0])
 
     def destroy_domain(self, domid: int) -> None:
         check_errno(self._call("domain_destroy", domid), f"destroying domain {domid}")
-        self._domains = [domain for domain in self._domains if domain.domid != domid]
 
     def capabilities(self) -> Capabilities:
         return Capabilities(sharing=True, paging=True, claims=True, log_dirty=False, most_sharers=MOST_SHARERS)
 
     def domains(self) -> tuple[DomainInfo, ...]:
-        """Those that were made here."""
-        return tuple(self._domains)
+        """All domains of the machine, whoever made them."""
+        found: list[DomainInfo] = []
+        infos = self.binding.ffi.new("struct de_domain_info[]", LIST_BATCH)
+        while True:
+            first = found[-1].domid + 1 if found else 1
+            count = check_errno(self._call("domain_list", first, infos, LIST_BATCH), "listing the domains")
+            found += [DomainInfo(int(info.domain), int(info.gfns)) for info in infos[0:count]]
+            if count < LIST_BATCH:
+                return tuple(found)
 
     def memory(self) -> HostMemory:
         all_of_it = self.accounting()
@@ -119,7 +126,10 @@ class EmbeddedHost:
             self._call("unmap", as_addresses(mapping.addresses), len(gfns))
 
     def claim(self, domid: int, frames: int) -> bool:
-        return bool(self._call("claim", domid, frames) == 0)
+        result = int(self._call("claim", domid, frames))
+        if result == -errno.ECONNRESET:
+            check_errno(result, f"claiming memory for domain {domid}")
+        return result == 0
 
     def accounting(self) -> MachineAccounting:
         result = self.binding.ffi.new("struct de_machine_accounting *")

@@ -4,6 +4,7 @@
 Contract: machine_client.h. A client's mappings go when it ends; domains, rings and programs stay with the machine.
 """
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from diffengine._native import ffi, lib
 from diffengine.hypervisor.machine import EmbeddedHost, MachineError, check_errno
 from diffengine.hypervisor.programs import ProgramOptions, ProgramResult, c_program_options, program_result
+from diffengine.hypervisor.protocol import HostGoneError
 from diffengine.native import NATIVE, as_addresses, writable
 
 PROGRAM = Path(__file__).parents[1] / "bin" / "diffengine-machine"
@@ -27,6 +29,8 @@ class MachineClient(EmbeddedHost):
     def __init__(self, socket_path: Path) -> None:
         result = ffi.new("struct de_machine_client **")
         connected = lib.de_client_connect(os.fsencode(socket_path), lib.DE_CLIENT_READER, result)
+        if connected in (-errno.ENOENT, -errno.ECONNREFUSED):
+            raise HostGoneError(f"no machine runs at {socket_path}; start diffengine-machine first")
         check_errno(connected, f"connecting to the machine at {socket_path}")
         super().__init__(NATIVE, "de_client_", ffi.gc(result[0], lib.de_client_free))
 

@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 
 from diffengine._native import ffi, lib
 from diffengine.hypervisor.proposals import ProposingPager, percentiles_us
-from diffengine.hypervisor.protocol import Addresses, HostGoneError, NewObjects, ObjectIds, PagerCounters, Results
-from diffengine.native import NATIVE, NONE, Bytes, Encoding, as_addresses, check, readable, writable
+from diffengine.hypervisor.protocol import (
+    Addresses,
+    HostGoneError,
+    NewObjects,
+    ObjectForms,
+    ObjectIds,
+    PagerCounters,
+    Results,
+)
+from diffengine.native import NATIVE, NONE, Bytes, Encoding, NativeError, as_addresses, check, readable, writable
 
 BATCH: int = lib.DE_QUEUE_BATCH
 REBUILD_PAGES: int = lib.DE_QUEUE_PAGES
@@ -58,15 +66,21 @@ def _batches(count: int, most: int = BATCH) -> Iterator[slice]:
         yield slice(start, min(start + most, count))
 
 
+class PagerInUseError(NativeError):
+    """Another client proposes to this pager, or one that was killed is not quite gone yet."""
+
+
 class PagerClient(ProposingPager):
     """One connection; belongs to one thread. See protocol.Pager for the methods that it shares with others."""
 
     def __init__(self, state_directory: Path) -> None:
-        """Connects to the pager of that state directory. HostGoneError: there is none; NativeError: it has a client."""
+        """Connects to the pager of that state directory. HostGoneError: there is none."""
         result = ffi.new("struct de_queue_client **")
         status = lib.de_queue_connect(str(state_directory).encode(), result)
         if status == lib.DE_NOT_FOUND:
-            raise HostGoneError(f"no pager runs in {state_directory}")
+            raise HostGoneError(f"no pager runs in {state_directory}; start diffengine-pager first")
+        if status == lib.DE_BUSY:
+            raise PagerInUseError(f"the pager in {state_directory} is in use by another process; end that first")
         check(status, f"connecting to the pager in {state_directory}")
         self._client = ffi.gc(result[0], lib.de_queue_client_free)
         self._area = _Area(lib.de_queue_area(self._client))
@@ -78,7 +92,7 @@ class PagerClient(ProposingPager):
     def _call(self, command: int, count: int, doing: str) -> None:
         status = lib.de_queue_call(self._client, command, count)
         if status == lib.DE_NOT_FOUND and not lib.de_queue_alive(self._client):
-            raise HostGoneError(f"the pager is gone ({doing})")
+            raise HostGoneError(f"the pager is gone ({doing}); start again when it is back")
         check(status, doing)
 
     def _call_domain(self, command: int, domid: int, doing: str) -> None:
@@ -188,6 +202,19 @@ class PagerClient(ProposingPager):
             lib.de_queue_pages(self._client, writable("uint8_t[]", into), size)
         return right
 
+    def describe(self, objects: ObjectIds) -> ObjectForms:
+        """See protocol.Pager."""
+        count = len(objects)
+        forms = ObjectForms(np.empty(count, np.uint8), np.empty(count, np.uint16), np.empty(count, np.bool_))
+        for batch in _batches(count):
+            size = batch.stop - batch.start
+            self._area.objects[:size] = objects[batch]
+            self._call(lib.DE_COMMAND_DESCRIBE, size, "asking how objects are kept")
+            forms.encodings[batch] = self._area.encodings[:size]
+            forms.sizes[batch] = self._area.sizes[:size]
+            forms.patched[batch] = self._area.reference_counts[:size] != 0
+        return forms
+
     def compact(self) -> int:
         self._call(lib.DE_COMMAND_COMPACT, 1, "compacting the store")
         return int(self._area.objects[0]) * PAGE_BYTES
@@ -202,6 +229,7 @@ class PagerClient(ProposingPager):
             loads=int(own.loads),
             touches=int(own.touches),
             corrupt=int(own.corrupt),
+            objects=int(store.objects),
             store_bytes=int(store.populated_bytes),
             table_bytes=int(own.table_bytes + store.table_bytes + swap.table_bytes),
             swap_bytes=int(swap.used) * PAGE_BYTES,

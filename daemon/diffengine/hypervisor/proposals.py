@@ -11,6 +11,7 @@ from diffengine.hypervisor.protocol import (
     Domids,
     Gfns,
     NewObjects,
+    ObjectForms,
     ObjectIds,
     PageEntries,
     Results,
@@ -33,6 +34,9 @@ class ProposingPager(ABC):
     @abstractmethod
     def _put(self, objects: NewObjects, ids: ObjectIds) -> None:
         """Puts objects. Their ids, also those of the first ones when a later one raises NativeError."""
+
+    @abstractmethod
+    def describe(self, objects: ObjectIds) -> ObjectForms: ...
 
     @abstractmethod
     def release(self, objects: ObjectIds) -> None: ...

@@ -29,7 +29,9 @@ Results = NDArray[np.int32]
 
 
 class HostGoneError(DiffengineError):
-    """The hypervisor's or the pager's other end does not answer any more."""
+    """The hypervisor's or the pager's other end does not answer any more. Who starts us again may try later."""
+
+    exit_code = 3
 
 
 class StoreFullError(DiffengineError):
@@ -168,9 +170,20 @@ class NewObjects:
 
 
 @dataclass(frozen=True)
+class ObjectForms:
+    """How objects are kept. sizes: bytes of the payload, 0 if there is no such object. patched: stands on another
+    page's object."""
+
+    encodings: NDArray[np.uint8]
+    sizes: NDArray[np.uint16]
+    patched: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class PagerCounters:
     """Counters since the pager began, bytes of its memory, and percentiles of its latencies in microseconds.
 
+    objects: in the store, models included.
     store_bytes: memory that the objects take, all losses included. table_bytes: page table, object tables.
     swap_bytes: in use, of swap_limit_bytes; both 0 without swap.
     """
@@ -180,6 +193,7 @@ class PagerCounters:
     loads: int
     touches: int
     corrupt: int
+    objects: int
     store_bytes: int
     table_bytes: int
     swap_bytes: int
@@ -223,6 +237,9 @@ class Pager(Protocol):
 
     def rebuild(self, objects: ObjectIds, pages: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Rebuilds n objects into pages (n * 4096 bytes). False: no such object any more."""
+
+    def describe(self, objects: ObjectIds) -> ObjectForms:
+        """How each object is kept, whoever put it."""
 
     def swap_out(self, objects: ObjectIds) -> Results:
         """Moves objects to disk, patches before what they refer to. NEEDED: one in memory refers to it. SWAP_FULL.

@@ -122,14 +122,20 @@ def _in_process(kind: _Kind, machine_scenario: MachineScenario, frames: int) -> 
         yield Parts(machine, pager, partial(Program, machine), kind.run(), kind.trace)
 
 
+@dataclass(frozen=True)
+class HostProcesses:
+    """Where a running diffengine-machine and diffengine-pager are to be met: a socket, and the pager's state."""
+
+    machine: Path
+    state: Path
+
+
 @contextmanager
-def _in_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
+def host_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[HostProcesses]:
     """diffengine-machine and diffengine-pager, started and ended with the block."""
     with ExitStack() as stack:
         path = stack.enter_context(_swap_path(machine_scenario))
         process = stack.enter_context(MachineProcess(frames))
-        machine = process.connect()
-        stack.callback(machine.close)
         state = Path(stack.enter_context(TemporaryDirectory(prefix="diffengine-", dir=TMPFS)))
         arguments = ["--state", str(state), "--machine", str(process.socket_path)]
         arguments += ["--store-mib", str(max(1, frames * PAGE_BYTES >> 20))]
@@ -137,7 +143,16 @@ def _in_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[Pa
             arguments += ["--swap", str(path), "--swap-mib", str(machine_scenario.swap_mib)]
         with _refused_swap(machine_scenario, path):
             stack.enter_context(_pager_process(arguments))
-        pager = PagerClient(state)
+        yield HostProcesses(process.socket_path, state)
+
+
+@contextmanager
+def _in_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[Parts]:
+    """Machine and pager each in a process of its own."""
+    with host_processes(machine_scenario, frames) as processes, ExitStack() as stack:
+        machine = MachineClient(processes.machine)
+        stack.callback(machine.close)
+        pager = PagerClient(processes.state)
         stack.callback(pager.close)
         yield Parts(machine, pager, partial(ProgramOfMachine, machine), RealRun(), _no_trace)
 

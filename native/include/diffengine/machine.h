@@ -51,6 +51,12 @@ struct de_domain_accounting {
     uint64_t answers_dropped; /**< answers with a wrong version */
 };
 
+/** A domain that exists, and the size of its physical address space. */
+struct de_domain_info {
+    uint32_t gfns;
+    uint16_t domain;
+};
+
 /** @param frames 1 .. 2^31. -EINVAL, -ENOMEM, or the errno of memfd_create, ftruncate or mmap. */
 int de_machine_create(uint32_t frames, struct de_machine **machine);
 /** Destroys all domains. No vCPU, guest or mapping may be left. */
@@ -75,6 +81,12 @@ int de_machine_domain_create_as(struct de_machine *machine, uint32_t gfns, const
  * has mapped, at the unmap), its ring is gone. -ESRCH.
  */
 int de_machine_domain_destroy(struct de_machine *machine, uint16_t domain);
+/**
+ * The domains from id @p first on, in order, as xc_domain_getinfolist(); dying ones are not listed.
+ * @param[out] infos Room for @p capacity. @return how many were written.
+ */
+int de_machine_domain_list(struct de_machine *machine, uint16_t first, struct de_domain_info *infos,
+                           size_t capacity);
 int de_machine_domain_account(struct de_machine *machine, uint16_t domain,
                               struct de_domain_accounting *accounting);
 int de_machine_domain_pause(struct de_machine *machine, uint16_t domain);

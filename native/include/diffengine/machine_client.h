@@ -54,6 +54,8 @@ int de_client_domain_create(struct de_machine_client *client, uint32_t gfns, uin
 int de_client_domain_create_as(struct de_machine_client *client, uint32_t gfns, const struct de_uuid *uuid,
                                uint16_t *domain);
 int de_client_domain_destroy(struct de_machine_client *client, uint16_t domain);
+int de_client_domain_list(struct de_machine_client *client, uint16_t first, struct de_domain_info *infos,
+                          size_t capacity);
 int de_client_domain_account(struct de_machine_client *client, uint16_t domain,
                              struct de_domain_accounting *accounting);
 int de_client_domain_crash_reason(struct de_machine_client *client, uint16_t domain, char *text,

@@ -19,7 +19,7 @@
 #include <diffengine/swap.h>
 
 #define DE_QUEUE_MAGIC_LOW 0x75514544u /* "DEQu" */
-#define DE_QUEUE_VERSION 1u
+#define DE_QUEUE_VERSION 2u
 #define DE_QUEUE_BATCH 1024u            /**< items of one command */
 #define DE_QUEUE_PAYLOAD_BYTES 1048576u /**< of one PUT's payloads, or one REBUILD's pages */
 #define DE_QUEUE_PAGES 256u             /**< pages of one REBUILD */
@@ -45,6 +45,9 @@ enum de_queue_command {
     DE_COMMAND_RELEASE = 12, /**< objects, of those it put > results (de_status) */
     DE_COMMAND_REBUILD = 13, /**< objects > results (de_status), payloads: a page each */
     DE_COMMAND_COMPACT = 14, /**< > objects[0]: frames given back */
+    /** objects > encodings, sizes (0: no such object), reference_counts (1: on another page's object, else 0)
+     */
+    DE_COMMAND_DESCRIBE = 15,
 };
 
 struct de_queue {

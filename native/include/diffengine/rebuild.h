@@ -36,6 +36,13 @@ int de_rebuild_page(struct de_rebuilder *rebuilder, uint32_t id, uint8_t *page);
 void de_rebuild_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, size_t count, uint8_t *pages,
                       uint8_t *right);
 
+/**
+ * How @p count objects are kept. @param[out] encodings,bytes Of each payload; 0 bytes: there is no such
+ * object. @param[out] patched 1: it stands on another page's object, else 0.
+ */
+void de_rebuild_describe_batch(struct de_rebuilder *rebuilder, const uint32_t *ids, size_t count,
+                               uint8_t *encodings, uint16_t *bytes, uint8_t *patched);
+
 /** A page and what it stands on, one below the other: so many objects may be in the swap file. */
 #define DE_REBUILD_MAX_SWAPPED 4u
 

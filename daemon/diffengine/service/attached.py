@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An engine attached to a hypervisor and a pager in other processes, until it is told to end.
+
+It holds nothing that matters: killed at any moment, it leaves the pager's page table, from which the next one goes on.
+The pager gives back the objects that a killed one had put and not used, the hypervisor what it had mapped.
+"""
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffengine.engine import Engine, EngineOptions
+from diffengine.errors import DiffengineError, one_line
+from diffengine.hypervisor.machine_process import MachineClient
+from diffengine.hypervisor.pager_client import PagerClient, PagerInUseError
+from diffengine.hypervisor.protocol import DomainInfo, Host, HostGoneError, Pager
+
+# How often to look for domains that came.
+LOOK_INTERVAL_S = 1.0
+# A former engine's lock goes with its process, which takes a moment to end.
+PATIENCE_S = 5.0
+RETRY_S = 0.02
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class DomainTerms:
+    """On what terms a domain is worked on. trust_group: whom it may share and patch with."""
+
+    trust_group: str
+    min_resident_pages: int = 0
+
+
+Terms = Callable[[DomainInfo], DomainTerms]
+
+
+def own_terms(domain: DomainInfo) -> DomainTerms:
+    """The default: every domain its own trust group."""
+    return DomainTerms(f"domain {domain.domid}")
+
+
+class AttachedEngine:
+    """Takes in all domains of the host, also those that come later. Belongs to one thread."""
+
+    def __init__(self, host: Host, pager: Pager, options: EngineOptions, terms: Terms = own_terms) -> None:
+        self.engine = Engine(host, pager, options)
+        self._host = host
+        self._pager = pager
+        self._terms = terms
+        self._known: set[int] = set()
+        self._looked_s = float("-inf")
+
+    def step(self) -> float:
+        """Seconds to wait before the next step."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_INTERVAL_S:
+            self._looked_s = now_s
+            self._take_in_domains()
+        return self.engine.step()
+
+    def _take_in_domains(self) -> None:
+        domains = {domain.domid: domain for domain in self._host.domains()}
+        for domid in domains.keys() - self._known:
+            self._take_in(domains[domid])
+        self._known = set(domains)
+
+    def _take_in(self, domain: DomainInfo) -> None:
+        terms = self._terms(domain)
+        try:
+            self._pager.add_domain(domain.domid, domain.gfns)
+        except HostGoneError:
+            raise
+        except DiffengineError as error:
+            # It can't be paged, or went this very moment: the others are worked on all the same.
+            print(f"diffengine: domain {domain.domid} is left alone: {one_line(str(error))}", file=sys.stderr)
+            return
+        self.engine.add_domain(domain.domid, domain.gfns, terms.trust_group, terms.min_resident_pages)
+
+    def close(self) -> None:
+        """Gives up what the engine holds of the store. What was saved stays saved."""
+        self.engine.close()
+
+
+@contextmanager
+def connect(machine: Path, state: Path) -> Iterator[tuple[MachineClient, PagerClient]]:
+    """Connections to a machine's process and to a pager. HostGoneError if one of them is not there."""
+    client = MachineClient(machine)
+    try:
+        pager = _connect_pager(state)
+        try:
+            yield client, pager
+        finally:
+            pager.close()
+    finally:
+        client.close()
+
+
+def _connect_pager(state: Path) -> PagerClient:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return PagerClient(state)
+        except PagerInUseError:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(RETRY_S)
+
+
+def serve(machine: Path, state: Path, options: EngineOptions, terms: Terms = own_terms) -> None:
+    """Runs an engine until SIGTERM or SIGINT, which it takes for itself. From a process's main thread.
+
+    Raises HostGoneError when the machine or the pager ends.
+    """
+    with _end_signals() as told, connect(machine, state) as (host, pager):
+        attached = AttachedEngine(host, pager, options, terms)
+        wait_s = 0.0
+        while not select.select([told], [], [], wait_s)[0]:
+            wait_s = attached.step()
+        attached.close()
+
+
+@contextmanager
+def _end_signals() -> Iterator[int]:
+    """A descriptor that can be read once a signal says that it is time to end, whichever thread the signal came to."""
+    told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    former = {number: signal.signal(number, lambda *_: None) for number in END_SIGNALS}
+    signal.set_wakeup_fd(tell)
+    try:
+        yield told
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        os.close(told)
+        os.close(tell)
