@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A guest program that knows what it must read: uniform random reads and writes. */
+#include "content.h"
 #include "internal.h"
 #include "page_log.h"
 

@@ -1,20 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "page_log.h"
 
+#include "content.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define REWRITE 32u
 #define MAX_WRITE_BYTES 64u
-
-void fill_random(uint8_t *bytes, uint32_t len, uint64_t key)
-{
-    for (uint32_t i = 0; i < len; i += 8) {
-        uint64_t word = mix(key + i);
-        memcpy(bytes + i, &word, len - i < 8 ? len - i : 8);
-    }
-}
 
 int page_log_create(struct page_log *log, uint64_t seed, const uint8_t *const *content, uint32_t pages)
 {
@@ -73,14 +67,4 @@ void page_log_expected(const struct page_log *log, uint32_t page, uint8_t *expec
         make_write(log, page, number, &write);
         memcpy(expected + write.offset, write.bytes, write.len);
     }
-}
-
-uint64_t count_wrong(const uint8_t *found, const uint8_t *expected)
-{
-    if (memcmp(found, expected, DE_PAGE_SIZE) == 0)
-        return 0;
-    uint64_t wrong = 0;
-    for (size_t i = 0; i < DE_PAGE_SIZE; i++)
-        wrong += found[i] != expected[i];
-    return wrong;
 }

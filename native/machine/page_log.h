@@ -23,18 +23,6 @@ struct page_write {
     uint8_t bytes[DE_PAGE_SIZE];
 };
 
-/** splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. */
-static inline uint64_t mix(uint64_t z)
-{
-    z += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-/** Bytes that follow from a key. */
-void fill_random(uint8_t *bytes, uint32_t len, uint64_t key);
-
 /** @param content Copied; may be NULL: all zero. 0 or -ENOMEM. Free it in either case. */
 int page_log_create(struct page_log *log, uint64_t seed, const uint8_t *const *content, uint32_t pages);
 void page_log_free(struct page_log *log);
@@ -42,7 +30,5 @@ void page_log_free(struct page_log *log);
 void page_log_next(const struct page_log *log, uint32_t page, struct page_write *write);
 void page_log_wrote(struct page_log *log, uint32_t page);
 void page_log_expected(const struct page_log *log, uint32_t page, uint8_t *expected);
-/** Bytes that differ. */
-uint64_t count_wrong(const uint8_t *found, const uint8_t *expected);
 
 #endif

@@ -210,6 +210,11 @@ static int popularity_create(struct de_program *program)
 static int tables_create(struct de_program *program, const struct de_program_options *options)
 {
     program->options = *options;
+    program->generator = (struct generator){
+        .kind = options->generated,
+        .similar_percent = options->similar_percent,
+        .seed = options->seed,
+    };
     program->options.hot = NULL;
     bool chooses = options->kind == DE_PROGRAM_WORKING_SET || options->kind == DE_PROGRAM_TRACE;
     int error = page_log_create(&program->log, options->seed, options->content, options->gfns);

@@ -5,47 +5,6 @@
 #include <errno.h>
 #include <string.h>
 
-#define PATTERN_BYTES 64u
-#define RUN_BYTES 16u
-#define RUNS (DE_PAGE_SIZE / RUN_BYTES)
-
-static void similar_page(const struct de_program *program, uint32_t page, uint8_t *bytes)
-{
-    uint64_t key = mix(mix(program->options.seed ^ 0x51) + page);
-    uint32_t changed = ((100 - program->options.similar_percent) * RUNS + 50) / 100;
-    uint8_t order[RUNS];
-    fill_random(bytes, DE_PAGE_SIZE, mix(program->options.seed ^ 0xba5e));
-    for (uint32_t i = 0; i < RUNS; i++)
-        order[i] = (uint8_t)i;
-    for (uint32_t i = 0; i < changed; i++) {
-        uint32_t other = i + (uint32_t)(mix(key + i) % (RUNS - i));
-        uint8_t run = order[other];
-        order[other] = order[i];
-        fill_random(bytes + run * RUN_BYTES, RUN_BYTES, mix(key ^ run) + RUN_BYTES);
-    }
-}
-
-void generate_page(const struct de_program *program, uint32_t page, uint8_t *bytes)
-{
-    uint64_t seed = program->options.seed;
-    switch (program->options.generated) {
-    case DE_GENERATED_ZERO:
-        memset(bytes, 0, DE_PAGE_SIZE);
-        break;
-    case DE_GENERATED_IDENTICAL:
-        fill_random(bytes, PATTERN_BYTES, mix(seed ^ 0x1d));
-        for (uint32_t i = PATTERN_BYTES; i < DE_PAGE_SIZE; i += PATTERN_BYTES)
-            memcpy(bytes + i, bytes, PATTERN_BYTES);
-        break;
-    case DE_GENERATED_RANDOM:
-        fill_random(bytes, DE_PAGE_SIZE, mix(mix(seed ^ 0x4a) + page));
-        break;
-    case DE_GENERATED_SIMILAR:
-        similar_page(program, page, bytes);
-        break;
-    }
-}
-
 static int write_bytes(struct de_program *program, uint32_t page, uint32_t offset, const uint8_t *bytes,
                        uint32_t len)
 {
@@ -55,7 +14,7 @@ static int write_bytes(struct de_program *program, uint32_t page, uint32_t offse
 static int allocate(struct de_program *program, uint32_t page)
 {
     uint8_t bytes[DE_PAGE_SIZE];
-    generate_page(program, page, bytes);
+    generate_page(&program->generator, page, bytes);
     int error = write_bytes(program, page, 0, bytes, DE_PAGE_SIZE);
     if (error == -EFAULT) {
         /* A hole: the guest gets a page from the host first. */
@@ -70,7 +29,7 @@ static int allocate(struct de_program *program, uint32_t page)
 static int change(struct de_program *program, uint32_t page)
 {
     uint8_t expected[DE_PAGE_SIZE];
-    generate_page(program, page, expected);
+    generate_page(&program->generator, page, expected);
     for (uint32_t i = 0; i < GENERATOR_WRITES; i++) {
         /* Alike in every page: identical pages stay identical. */
         uint8_t *byte = &expected[generator_offset(i)];
@@ -105,7 +64,7 @@ static int run_operation(struct de_program *program, enum generator_phase phase,
     int error = 0;
     switch (phase) {
     case PHASE_READ:
-        generate_page(program, page, expected);
+        generate_page(&program->generator, page, expected);
         return program_read_page(program, page, expected);
     case PHASE_FREE:
         error = free_page(program, page);

@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /**
  * @file program_internal.h
- * A guest program's data: program.c runs it, program_schedule.c says when, program_generate.c what the
- * generator's pages hold.
+ * A guest program's data: program.c runs it, program_schedule.c says when, program_generate.c runs
+ * the generator's phases.
  */
 #ifndef DIFFENGINE_MACHINE_PROGRAM_INTERNAL_H
 #define DIFFENGINE_MACHINE_PROGRAM_INTERNAL_H
 
+#include "content.h"
 #include "internal.h"
 #include "page_log.h"
 
 #include <diffengine/program.h>
 
-#define GENERATOR_WRITES 16u /**< bytes that the generator's write phase changes in a page */
-
 enum generator_phase { PHASE_ALLOCATE, PHASE_READ, PHASE_WRITE, PHASE_FREE, PHASE_DONE };
 
 struct de_program {
     struct de_program_options options;
+    struct generator generator; /**< the phases' pages */
     struct de_vcpu *vcpu;
     pthread_t thread;
     struct page_log log;
@@ -62,13 +62,6 @@ uint32_t program_choose(struct de_program *program);
 
 /* program_generate.c */
 
-/** What page @p page holds after the allocate phase. */
-void generate_page(const struct de_program *program, uint32_t page, uint8_t *bytes);
-/** Offset of the write phase's byte @p i in every page. */
-static inline uint32_t generator_offset(uint32_t i)
-{
-    return i * (DE_PAGE_SIZE / GENERATOR_WRITES);
-}
 /** All four phases. */
 int generator_run(struct de_program *program);
 
