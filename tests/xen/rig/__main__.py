@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""PYTHONPATH=tests python -m xen.rig COMMAND: build everything, run a script in dom0, give a prompt in it."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from xen.rig import dom0, guest, hypervisor, project, qemu
+from xen.rig.cache import Cache, user_cache
+from xen.rig.errors import RigError
+
+
+def amd_machine(share: Path, memory_mib: int, dom0_mib: int) -> qemu.Machine:
+    cache = Cache(user_cache())
+    xen = hypervisor.build(cache) / "xen-amd"
+    system = dom0.build(cache)
+    installed = project.build(cache, system, guest.build(cache))
+    return qemu.Machine(
+        xen=xen,
+        kernel=system.folder / "kernel",
+        initrd=system.folder / "initrd",
+        disks=(system.folder / "disk", installed / "disk"),
+        share=share.resolve(),
+        memory_mib=memory_mib,
+        dom0_mib=dom0_mib,
+    )
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="xen.rig", description=__doc__)
+    parser.add_argument("command", choices=("build", "run", "shell"))
+    parser.add_argument("--share", type=Path, default=Path("build/xen/share"), help="folder that is /mnt/share in dom0")
+    parser.add_argument("--script", default="/mnt/share/run", help="what `run` runs in dom0 (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
+    parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="of the whole machine")
+    parser.add_argument("--dom0-memory", type=int, default=700, metavar="MIB")
+    return parser.parse_args(words)
+
+
+def main(words: list[str]) -> int:
+    options = parse(words)
+    options.share.mkdir(parents=True, exist_ok=True)
+    machine = amd_machine(options.share, options.memory, options.dom0_memory)
+    if options.command == "shell":
+        return qemu.shell(machine)
+    if options.command == "run":
+        begin = time.monotonic()
+        qemu.run_script(machine, options.script, options.share / "serial.log", options.timeout)
+        print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s, log in {options.share}/serial.log")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except RigError as error:
+        print(f"rig: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's packages and sources, from wherever this machine's own apt gets them."""
+
+import re
+import shutil
+from pathlib import Path
+
+from xen.rig.commands import run
+from xen.rig.errors import RigError
+
+RELEASE = "bookworm"
+# Dependencies that no dom0 in an emulator needs.
+OMITTED = ("initramfs-tools",)
+
+
+def _sources(kind: str) -> str:
+    """This machine's sources of the release, one a line, as `deb` or `deb-src`."""
+    lines = run(
+        "apt-get",
+        "indextargets",
+        "--format",
+        f"{kind} $(REPO_URI) $(CODENAME) $(COMPONENT)",
+        "Created-By: Packages",
+        "Origin: Debian",
+    ).splitlines()
+    found = sorted({line for line in lines if line.split()[2].startswith(RELEASE)})
+    if not found:
+        raise RigError(f"apt knows no source of Debian {RELEASE}: the rig is made from its packages; run apt-get update")
+    return "\n".join(found) + "\n"
+
+
+def fetch_source(package: str, folder: Path) -> Path:
+    """The unpacked source of the newest version that the mirrors have (a version may be announced and not be there).
+
+    apt works on a configuration of its own, in the folder: the machine's stays as it is.
+    """
+    state = folder / "apt"
+    for name in ("lists/partial", "cache/archives/partial"):
+        (state / name).mkdir(parents=True)
+    (state / "sources.list").write_text(_sources("deb-src"))
+    options = (
+        f"-oDir::Etc::SourceList={state / 'sources.list'}",
+        "-oDir::Etc::SourceParts=/dev/null",
+        f"-oDir::State::Lists={state / 'lists'}",
+        f"-oDir::Cache={state / 'cache'}",
+        "-oAPT::Sandbox::User=root",
+    )
+    run("apt-get", *options, "update")
+    known = re.findall(r"^Version: (\S+)$", run("apt-cache", *options, "showsrc", package), re.MULTILINE)
+    missing = []
+    for version in sorted(known, key=_sortable, reverse=True):
+        try:
+            run("apt-get", *options, "source", f"{package}={version}", cwd=folder)
+        except RigError as error:
+            missing.append(str(error))
+            continue
+        shutil.rmtree(state)
+        return next(path for path in folder.glob(f"{package}-*") if path.is_dir())
+    raise RigError(f"no source of {package} could be had:\n" + "\n".join(missing))
+
+
+def _sortable(version: str) -> tuple[tuple[int, str], ...]:
+    """Versions of one package in their order; enough for those that are numbers and one word."""
+    return tuple((int(number or 0), text) for number, text in re.findall(r"(\d*)([^\d]*)", version))
+
+
+def install_tree(packages: tuple[str, ...], tree: Path) -> None:
+    """A Debian system with these packages, and what they need, in an empty folder."""
+    run(
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        '--aptopt=APT::Install-Recommends "false"',
+        "--include=" + ",".join((*packages, *(f"{name}-" for name in OMITTED))),
+        RELEASE,
+        tree,
+        "-",
+        stdin=_sources("deb"),
+    )

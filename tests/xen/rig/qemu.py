@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The AMD rig: QEMU's emulator (never KVM), with SVM and nested paging, which is what Xen's HAP guests need."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from xen.rig.errors import RigError
+
+# Each is there because Xen or a guest dies without it: smap (a PV dom0), monitor (mwait_idle), rdtscp (endless emulation),
+# AVX and its kin (guests die of #UD after minutes).
+CPU = "EPYC,+svm,+npt,-smap,-monitor,-rdtscp,-xsave,-avx,-avx2,-fma,-f16c"
+XEN_OPTIONS = "console=com1 com1=115200,8n1 dom0_max_vcpus=1 cpuidle=0 spec-ctrl=no sched=credit"
+DOM0_OPTIONS = "console=hvc0 mitigations=off nokaslr"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is booted. Disks are never written to: what dom0 changes is gone with it, so any number may run at once."""
+
+    xen: Path
+    kernel: Path
+    initrd: Path
+    disks: tuple[Path, ...]
+    share: Path
+    memory_mib: int = 2048
+    dom0_mib: int = 700
+
+
+def command(machine: Machine, dom0_options: str, serial: str) -> list[str]:
+    dom0 = f"{machine.kernel} {DOM0_OPTIONS} {dom0_options}"
+    memory = f"dom0_mem={machine.dom0_mib}M,max:{machine.dom0_mib}M"
+    disks = [f"if=virtio,format=raw,snapshot=on,file={disk}" for disk in machine.disks]
+    return [
+        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(machine.memory_mib)),
+        *("-M", "q35", "-nodefaults", "-no-reboot", "-display", "none", "-serial", serial),
+        *("-kernel", str(machine.xen), "-append", f"{XEN_OPTIONS} {memory}"),
+        *("-initrd", f"{dom0},{machine.initrd}"),
+        *(word for disk in disks for word in ("-drive", disk)),
+        *("-virtfs", f"local,path={machine.share},mount_tag=share,security_model=none"),
+    ]
+
+
+def run_script(machine: Machine, script: str, log: Path, timeout_s: float) -> None:
+    """Boot, run the script (a path in dom0), power off. RigError if that takes too long or QEMU fails.
+
+    Says nothing about how the script fared: it has to leave word in the shared folder.
+    """
+    words = command(machine, f"rig.run={script}", f"file:{log}")
+    with _process(words, log.with_suffix(".qemu")) as process:
+        try:
+            status = process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise RigError(f"the machine was still running after {timeout_s:.0f} s; its console: {log}") from error
+    if status:
+        raise RigError(f"QEMU ended with status {status}; {log.with_suffix('.qemu')} and {log} say more")
+
+
+def shell(machine: Machine) -> int:
+    """A root prompt on this terminal, until power-off (or C-a x)."""
+    return subprocess.run(command(machine, "", "mon:stdio"), check=False).returncode
+
+
+@contextlib.contextmanager
+def _process(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive the block, whatever ends it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
