@@ -12,19 +12,24 @@ BIN := $(VENV)/bin
 STAMPS := build/stamps
 
 # What Debian provides; `make` installs what is missing.
-PACKAGES := build-essential clang-format liblz4-dev libssl-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
+PACKAGES := build-essential clang-format cpio liblz4-dev libssl-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
             libxen-dev python3 python3-dev python3-venv zstd
 FUZZ_PACKAGES := clang libclang-rt-14-dev
+# A hypervisor from source, a dom0 from packages, an emulator for it (tests/xen/README.md).
+XEN_PACKAGES := bc bison dpkg-dev e2fsprogs flex mmdebstrap python3-dev qemu-system-x86 xz-utils
 
 NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -name 'meson.build')
 PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed)
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
-.PHONY: help build demo test lint test-native test-python bench fuzz clean
+.PHONY: help build demo test lint test-native test-python bench fuzz clean \
+        test-xen test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
 	@echo 'make test   set up and run all checks and tests'
 	@echo 'make bench  measure against LZ4, zstd, xdelta3 and the memory itself'
+	@echo 'make test-xen-smoke, make test-xen   the same on a real Xen, in an emulator (tests/xen/README.md)'
+	@echo 'make xen-shell  a root prompt in its dom0'
 	@echo 'make fuzz   fuzz the decoders (SECONDS=60 each)'
 
 $(STAMPS):
@@ -68,6 +73,8 @@ lint: $(STAMPS)/installed
 	$(BIN)/ruff check daemon tests native
 	$(BIN)/ruff format --check daemon tests native
 	MYPYPATH=daemon $(BIN)/mypy --cache-dir build/mypy
+	MYPYPATH=daemon:tests $(BIN)/mypy --cache-dir build/mypy -p xen.rig
+	MYPYPATH=daemon:tests/xen/suite $(BIN)/mypy --cache-dir build/mypy $(patsubst tests/xen/suite/%.py,-m %,$(wildcard tests/xen/suite/*.py))
 	$(BIN)/lint-imports
 	clang-format --dry-run -Werror $(C_FILES)
 
@@ -123,6 +130,21 @@ fuzz: build/fuzzers/build.ninja $(STAMPS)/images
 	    -artifact_prefix=$$corpus/ $$corpus > $$log 2>&1 || { tail -n 60 $$log; echo "$$name: a finding, see above"; exit 1; }; \
 	  grep -E '^Done|number_of_executed|slowest|peak_rss' $$log; \
 	done
+
+# A real Xen, in an emulator. Everything it is made from is kept under ~/.cache/diffengine-xen.
+XEN_RIG := $(SUDO) env HOME=$(HOME) PYTHONPATH=tests $(BIN)/python -m xen.rig --share build/xen/share
+$(STAMPS)/xen-packages: $(STAMPS)/packages
+	@$(call install_missing,$(XEN_PACKAGES))
+	@touch $@
+
+test-xen-smoke: $(STAMPS)/venv $(STAMPS)/xen-packages
+	$(XEN_RIG) --timeout 420 test test_smoke.py
+
+test-xen: $(STAMPS)/venv $(STAMPS)/xen-packages
+	$(XEN_RIG) --timeout 2400 test
+
+xen-shell: $(STAMPS)/venv $(STAMPS)/xen-packages
+	$(XEN_RIG) shell
 
 clean:
 	rm -rf build $(VENV)

@@ -6,9 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from xen.rig import dom0, guest, hypervisor, project, qemu
+from xen.rig import dom0, guest, hypervisor, project, qemu, results
 from xen.rig.cache import Cache, user_cache
 from xen.rig.errors import RigError
+
+# The whole suite: pytest finds the modules by itself.
+ALL = (".",)
 
 
 def amd_machine(share: Path, memory_mib: int, dom0_mib: int) -> qemu.Machine:
@@ -29,7 +32,8 @@ def amd_machine(share: Path, memory_mib: int, dom0_mib: int) -> qemu.Machine:
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="xen.rig", description=__doc__)
-    parser.add_argument("command", choices=("build", "run", "shell"))
+    parser.add_argument("command", choices=("build", "run", "shell", "test"))
+    parser.add_argument("tests", nargs="*", help="modules of the suite; without, all")
     parser.add_argument("--share", type=Path, default=Path("build/xen/share"), help="folder that is /mnt/share in dom0")
     parser.add_argument("--script", default="/mnt/share/run", help="what `run` runs in dom0 (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
@@ -38,12 +42,26 @@ def parse(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def run_suite(machine: qemu.Machine, tests: list[str], timeout_s: float) -> bool:
+    """Whether all passed."""
+    share = machine.share
+    results.forget(share)
+    (share / "run").write_text(f"exec /opt/rig/suite/run {' '.join(tests or ALL)}\n")
+    begin = time.monotonic()
+    qemu.run_script(machine, "/mnt/share/run", share / "serial.log", timeout_s)
+    passed = results.print_table(results.read(share))
+    print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s; logs in {share}")
+    return passed
+
+
 def main(words: list[str]) -> int:
     options = parse(words)
     options.share.mkdir(parents=True, exist_ok=True)
     machine = amd_machine(options.share, options.memory, options.dom0_memory)
     if options.command == "shell":
         return qemu.shell(machine)
+    if options.command == "test":
+        return 0 if run_suite(machine, options.tests, options.timeout) else 1
     if options.command == "run":
         begin = time.monotonic()
         qemu.run_script(machine, options.script, options.share / "serial.log", options.timeout)

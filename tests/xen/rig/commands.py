@@ -10,9 +10,7 @@ from xen.rig.errors import RigError
 LAST_LINES = 25
 
 
-def run(
-    *command: str | Path, cwd: Path | None = None, stdin: str | None = None, path: str | None = None
-) -> str:
+def run(*command: str | Path, cwd: Path | None = None, stdin: str | None = None, path: str | None = None) -> str:
     """Its standard output. RigError if it fails. path: a folder whose programs come first."""
     words = [str(word) for word in command]
     environment = {**os.environ, "LC_ALL": "C"}

@@ -25,7 +25,7 @@ def _sources(kind: str) -> str:
     ).splitlines()
     found = sorted({line for line in lines if line.split()[2].startswith(RELEASE)})
     if not found:
-        raise RigError(f"apt knows no source of Debian {RELEASE}: the rig is made from its packages; run apt-get update")
+        raise RigError(f"apt knows no source of Debian {RELEASE}, and the rig is made from its packages: add one")
     return "\n".join(found) + "\n"
 
 

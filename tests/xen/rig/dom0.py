@@ -40,7 +40,7 @@ $b mount -t sysfs sys /sys
 for module in {modules}; do $b insmod /lib/$module; done
 tries=0
 until disk=$($b findfs LABEL=dom0) || [ $tries = 200 ]; do $b sleep 0.1; tries=$((tries + 1)); done
-$b mount -t ext4 -o ro "$disk" /root || {{ echo 'rig: no dom0 disk'; $b poweroff -f; }}
+$b mount -t ext4 -o noatime "$disk" /root || {{ echo 'rig: no dom0 disk'; $b poweroff -f; }}
 project=$($b findfs LABEL=project) && $b mount -t ext4 -o ro "$project" /root/opt
 $b mount -o move /dev /root/dev
 $b umount /sys /proc

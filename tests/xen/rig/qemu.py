@@ -11,8 +11,8 @@ from pathlib import Path
 
 from xen.rig.errors import RigError
 
-# Each is there because Xen or a guest dies without it: smap (a PV dom0), monitor (mwait_idle), rdtscp (endless emulation),
-# AVX and its kin (guests die of #UD after minutes).
+# Each feature is off because Xen or a guest dies of it: smap (a PV dom0), monitor (mwait_idle), rdtscp (endless
+# emulation), AVX and its kin (guests die of #UD after minutes).
 CPU = "EPYC,+svm,+npt,-smap,-monitor,-rdtscp,-xsave,-avx,-avx2,-fma,-f16c"
 XEN_OPTIONS = "console=com1 com1=115200,8n1 dom0_max_vcpus=1 cpuidle=0 spec-ctrl=no sched=credit"
 DOM0_OPTIONS = "console=hvc0 mitigations=off nokaslr"

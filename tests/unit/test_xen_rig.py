@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rig's parts that need no Xen: what is kept and when it is made anew, archives, kernels, verdicts."""
+
+import struct
+import subprocess
+from pathlib import Path
+
+import lz4.block
+import pytest
+
+from xen.rig import kernels, results
+from xen.rig.cache import KEPT, Cache, digest
+from xen.rig.errors import RigError
+from xen.rig.initramfs import Archive
+
+ELF = b"\x7fELF" + bytes(range(256)) * 64
+CASES = '<testsuites><testsuite><testcase classname="suite.test_a" name="one" time="1.5"/>{}</testsuite></testsuites>'
+BAD = '<testcase classname="test_a" name="two" time="2"><{0} message="why">where</{0}></testcase>'
+
+
+def bz_image(payload: bytes, size: int) -> bytes:
+    image = bytearray(0x250)
+    image[0x1F1] = 1
+    packed = payload + struct.pack("<I", size)
+    struct.pack_into("<II", image, 0x248, 0, len(packed))
+    return bytes(image).ljust(1024, b"\0") + packed
+
+
+def lz4_legacy(content: bytes) -> bytes:
+    block = lz4.block.compress(content, store_size=False)
+    return b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block
+
+
+def test_a_kernel_is_unpacked_from_its_image() -> None:
+    assert kernels.unpack(bz_image(lz4_legacy(ELF), len(ELF))) == ELF
+
+
+@pytest.mark.parametrize("image", [bz_image(lz4_legacy(ELF), len(ELF) - 1), bz_image(b"unknown", 7)])
+def test_a_kernel_that_is_not_what_it_says_is_refused(image: bytes) -> None:
+    with pytest.raises(RigError):
+        kernels.unpack(image)
+
+
+def test_cpio_reads_the_archive(tmp_path: Path) -> None:
+    archive = Archive()
+    archive.folder("lib")
+    archive.file("lib/odd", b"three")
+    archive.program("init", b"#!/bin/sh\n")
+    listing = subprocess.run(["cpio", "-idv"], input=archive.content(), capture_output=True, cwd=tmp_path, check=True)
+    assert listing.stderr.split()[:3] == [b"lib", b"lib/odd", b"init"]
+    assert (tmp_path / "lib/odd").read_bytes() == b"three"
+    assert (tmp_path / "init").stat().st_mode & 0o111
+
+
+def test_an_entry_is_made_once_and_what_fails_leaves_nothing(tmp_path: Path) -> None:
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "file").write_text("content")
+
+    def fail(folder: Path) -> None:
+        make(folder)
+        raise RigError("no")
+
+    cache = Cache(tmp_path)
+    with pytest.raises(RigError):
+        cache.entry("kind", digest("a"), fail)
+    assert not list(tmp_path.glob("kind-*")) and not list(tmp_path.glob("*.unfinished"))
+    first, second = (cache.entry("kind", digest("a"), make) for _ in range(2))
+    assert first == second and (first / "file").read_text() == "content" and len(made) == 2
+
+
+def test_old_entries_go(tmp_path: Path) -> None:
+    for number in range(KEPT + 2):
+        Cache(tmp_path).entry("kind", digest(str(number)), lambda folder: None)
+    assert len(list(tmp_path.glob("kind-*"))) == KEPT
+
+
+def test_a_key_follows_every_file_below(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/file").write_text("one")
+    before = digest(tmp_path)
+    (tmp_path / "below/file").write_text("two")
+    changed = digest(tmp_path)
+    (tmp_path / "below/file").chmod(0o755)
+    assert len({before, changed, digest(tmp_path)}) == 3
+
+
+def leave(share: Path, verdict: str, more: str) -> None:
+    (share / results.VERDICT).write_text(verdict + "\n")
+    (share / results.RESULTS).write_text(CASES.format(more))
+
+
+def test_a_run_passes_only_with_every_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave(tmp_path, "PASSED", "")
+    assert results.print_table(results.read(tmp_path))
+    assert "passed      1.5 s  test_a::one\n1 passed, 0 failed" in capsys.readouterr().out
+    for kind in ("failure", "error", "skipped"):
+        leave(tmp_path, "FAILED", BAD.format(kind))
+        assert not results.print_table(results.read(tmp_path))
+    assert "1 passed, 1 failed" in capsys.readouterr().out
+    assert not results.print_table([])
+
+
+def test_a_run_without_its_own_word_is_no_success(tmp_path: Path) -> None:
+    leave(tmp_path, "PASSED", BAD.format("failure"))
+    with pytest.raises(RigError, match="otherwise"):
+        results.read(tmp_path)
+    results.forget(tmp_path)
+    with pytest.raises(RigError, match="no verdict"):
+        results.read(tmp_path)

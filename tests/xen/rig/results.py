@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the suite left in the shared folder: a verdict, and each test's outcome and time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from xen.rig.errors import RigError
+
+VERDICT = "verdict"
+RESULTS = "results.xml"
+PASSED = "PASSED"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    passed: bool
+    seconds: float
+    message: str
+
+
+def forget(share: Path) -> None:
+    """So that an earlier run's word is not taken for this one's."""
+    for name in (VERDICT, RESULTS):
+        (share / name).unlink(missing_ok=True)
+
+
+def read(share: Path) -> list[Outcome]:
+    """RigError unless the suite came to its end."""
+    if not (share / RESULTS).is_file() or not (share / VERDICT).is_file():
+        raise RigError(f"the suite left no verdict, so it did not come to its end; the console: {share / 'serial.log'}")
+    tests = [_result(case) for case in ElementTree.parse(share / RESULTS).iter("testcase")]
+    said = (share / VERDICT).read_text().strip()
+    if (said == PASSED) != all(test.passed for test in tests):
+        raise RigError(f"the suite says {said}, its results say otherwise: {share / RESULTS}")
+    return tests
+
+
+def _result(case: ElementTree.Element) -> Outcome:
+    # Whatever is below, other than output, is a failure, an error, or a test that was left out.
+    bad = [part for part in case if not part.tag.startswith("system-")]
+    return Outcome(
+        name=f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}",
+        passed=not bad,
+        seconds=float(case.get("time", 0)),
+        message="\n".join(f"{part.get('message')}\n{part.text or ''}" for part in bad),
+    )
+
+
+def print_table(tests: list[Outcome]) -> bool:
+    """Every test with its time; the messages of those that failed. True: all passed, and there were some."""
+    for test in tests:
+        print(f"{'passed' if test.passed else 'FAILED'}  {test.seconds:7.1f} s  {test.name}")
+    for test in tests:
+        if not test.passed:
+            print(f"\n{test.name}\n{test.message}")
+    passed = sum(test.passed for test in tests)
+    print(f"{passed} passed, {len(tests) - passed} failed")
+    return bool(tests) and passed == len(tests)
