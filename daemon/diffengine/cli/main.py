@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from diffengine.cli import analyze, check, demo, simulate
+from diffengine.cli import analyze, check, config, demo, simulate
 from diffengine.errors import DiffengineError, one_line
 
 EXIT_CODES = """exit codes:
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser)
     analyze.add_parser(commands)
     check.add_parser(commands)
+    config.add_parser(commands)
     demo.add_parser(commands)
     simulate.add_parser(commands)
     return top

@@ -2,18 +2,17 @@
 """Scenario files: what runs on the machine, for how long, and how the engine is set. docs/simulate.md has the keys."""
 
 import os
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diffengine.engine import BUILT_IN_POLICIES, EngineOptions, Policy, State, Technique
+from diffengine.engine import EngineOptions
 from diffengine.errors import DiffengineError
-from diffengine.simulation.checked import MIB, CheckedTable, shown
+from diffengine.settings import CheckedTable, check_whole, engine_options, read_policies, read_toml, shown
+from diffengine.settings.checked import MIB, MOST_MIB
 
 PAGE_BYTES = 4096
 PAGES_PER_MIB = MIB // PAGE_BYTES
-MOST_MIB = 1 << 20
 # Frames beyond the domains' memory: for copies on write while everything is shared.
 SPARE_SHARE = 1 / 8
 SPARE_MIB = 4
@@ -23,7 +22,6 @@ TRACE_BITS = 131_072
 PROGRAMS = ("idle", "working-set", "phases", "trace")
 GENERATED = ("zero", "identical", "random", "similar")
 FREE_AS = ("keep", "zero", "release")
-MOST_ERRORS = 8
 
 
 class ScenarioError(DiffengineError):
@@ -106,32 +104,24 @@ def load_scenario(path: Path, image_folders: Sequence[Path] = ()) -> Scenario:
     Raises ScenarioError that names everything that is wrong, up to MOST_ERRORS.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path, ScenarioError, "docs/simulate.md")
     except FileNotFoundError as error:
         shipped = ", ".join(shipped_scenarios())
         raise ScenarioError(f"{path}: no such file; name a scenario file, or one that is shipped: {shipped}") from error
-    except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror}; name a scenario file that can be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: not TOML: {error}; see docs/simulate.md") from error
-    errors: list[str] = []
-    scenario = _scenario(CheckedTable("", values, errors), path.stem, [path.parent, *image_folders])
-    if errors:
-        more = f"; and {len(errors) - MOST_ERRORS} more" if len(errors) > MOST_ERRORS else ""
-        raise ScenarioError(f"{path}: " + "; ".join(errors[:MOST_ERRORS]) + more)
-    return scenario
+    folders = [path.parent, *image_folders]
+    return check_whole(str(path), values, lambda top: _scenario(top, path.stem, folders), ScenarioError)
 
 
 def _scenario(top: CheckedTable, name: str, folders: Sequence[Path]) -> Scenario:
     seed = top.whole("seed", 0, 0, (1 << 63) - 1)
     duration_s = top.number("duration_s", 60.0, 0.1, 1e7, " seconds")
-    policies = {**BUILT_IN_POLICIES, **_policies(top.table("policies"))}
+    policies = read_policies(top.table("policies"))
     scenario = Scenario(
         name=name,
         seed=seed,
         duration_s=duration_s,
         machine=_machine(top.table("machine"), folders[0]),
-        engine=_engine(top.table("engine"), policies, seed),
+        engine=engine_options(top.table("engine"), policies, seed),
         domains=tuple(_domain(table, number, folders) for number, table in enumerate(top.tables("domain"), 1)),
     )
     top.finish()
@@ -139,23 +129,6 @@ def _scenario(top: CheckedTable, name: str, folders: Sequence[Path]) -> Scenario
     for repeated in sorted({each for each in names if names.count(each) > 1}):
         top.errors.append(f"[[domain]] name = {shown(repeated)}: must be different for each domain")
     return scenario
-
-
-def _policies(table: CheckedTable) -> dict[str, Policy]:
-    """The user's own policies: for each state, what is allowed."""
-    policies = {}
-    for name in list(table.values):
-        if name in BUILT_IN_POLICIES:
-            table.errors.append(f"[policies.{name}]: must not have the name of a built-in policy")
-        own = table.table(name)
-        own.where = f"[policies.{name}]"
-        allowed = {}
-        for state in State:
-            names = own.choices(state.name, [technique.value for technique in Technique])
-            allowed[state] = tuple(Technique(each) for each in names)
-        own.finish()
-        policies[name] = Policy(name, allowed)
-    return policies
 
 
 def _machine(table: CheckedTable, folder: Path) -> MachineScenario:
@@ -166,35 +139,6 @@ def _machine(table: CheckedTable, folder: Path) -> MachineScenario:
     if swap_path and not swap_mib:
         table.errors.append("[machine] swap_path: without swap_mib; set both, or none")
     return MachineScenario(memory_mib, swap_mib, folder / swap_path if swap_path else None)
-
-
-def _engine(table: CheckedTable, policies: dict[str, Policy], seed: int) -> EngineOptions:
-    default = EngineOptions()
-    table_mib = table.optional_number("table_memory_mib", 0.004, MOST_MIB, " MiB")
-    options = EngineOptions(
-        policy=policies[table.choice("policy", "default", list(policies))],
-        seed=seed,
-        passes=table.optional_whole("passes", 1, 256),
-        table_memory_bytes=None if table_mib is None else int(table_mib * MIB),
-        similarity_bytes_per_page=table.number("similarity_bytes_per_page", default.similarity_bytes_per_page, 1, 1024),
-        cpu_share=table.number("cpu_share", default.cpu_share, 0.001, 1.0),
-        visit_interval_s=table.number("visit_interval_s", default.visit_interval_s, 0.001, 3600, " seconds"),
-        c4_visits=table.whole("c4_visits", default.c4_visits, 1, 250),
-        refault_limit=table.whole("refault_limit", default.refault_limit, 0, 1 << 31, " per minute"),
-        fault_limit=table.number("fault_limit", default.fault_limit, 0.1, 1e6, " per second"),
-        evicted_share_limit=table.number("evicted_share_limit", default.evicted_share_limit, 0, 1),
-        high_watermark=table.number("high_watermark", default.high_watermark, 0.01, 1),
-        low_watermark=table.number("low_watermark", default.low_watermark, 0.01, 1),
-        patch_limit=table.whole("patch_limit", default.patch_limit, 16, PAGE_BYTES - 1, " bytes"),
-        dense=table.flag("dense", default.dense),
-    )
-    if options.low_watermark > options.high_watermark:
-        table.errors.append(
-            f"{table.name('low_watermark')} = {options.low_watermark}: must be at most high_watermark = "
-            f"{options.high_watermark}"
-        )
-    table.finish()
-    return options
 
 
 def _domain(table: CheckedTable, number: int, folders: Sequence[Path]) -> DomainScenario:

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading a table of a scenario file: every key and value checked, every mistake remembered, none raised at once."""
+"""Reading TOML files of ours: every key and value checked, every mistake remembered, none raised at once."""
 
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffengine.errors import DiffengineError
 
 MIB = 1 << 20
+MOST_MIB = 1 << 20
+MOST_ERRORS = 8
+# Nobody writes more by hand, and a file is read whole.
+MOST_BYTES = 1 << 20
+Checked = TypeVar("Checked")
 
 
 @dataclass
@@ -118,3 +127,31 @@ def shown(value: Any) -> str:
     """A value as it may stand in a message of one line."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_toml(path: Path, refused: type[DiffengineError], described_in: str) -> dict[str, Any]:
+    """The file's values, not checked yet. Raises `refused`; FileNotFoundError is left to the caller."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise refused(f"{path}: longer than {MOST_BYTES >> 20} MiB; see {described_in}")
+        return tomllib.loads(text.decode())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise refused(f"{path}: {error.strerror}; name a file that can be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refused(f"{path}: not TOML: {error}; see {described_in}") from error
+
+
+def check_whole(
+    where: str, values: dict[str, Any], read: Callable[[CheckedTable], Checked], refused: type[DiffengineError]
+) -> Checked:
+    """What `read` makes of the values. Raises `refused` with everything that is wrong, up to MOST_ERRORS."""
+    errors: list[str] = []
+    result = read(CheckedTable("", values, errors))
+    if errors:
+        more = f"; and {len(errors) - MOST_ERRORS} more" if len(errors) > MOST_ERRORS else ""
+        raise refused(f"{where}: " + "; ".join(errors[:MOST_ERRORS]) + more)
+    return result

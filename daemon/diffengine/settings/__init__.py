@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What people write into TOML files of ours, checked."""
+
+from diffengine.settings.checked import CheckedTable, check_whole, read_toml, shown
+from diffengine.settings.engine_table import engine_options, read_policies
+
+__all__ = ["CheckedTable", "check_whole", "engine_options", "read_policies", "read_toml", "shown"]
