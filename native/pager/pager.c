@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The pager as a whole: its domains, its page table's entries, its threads, and what it tells of itself. */
+#include "released.h"
 #include "swap_in.h"
 
 #include <diffengine/status.h>
@@ -286,6 +287,8 @@ static int add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
     struct table table;
     struct pager_domain *domain;
     int status = enable_status(HYPERCALL(pager, domain_uuid, id, &uuid));
+    if (status == DE_OK && released_has(pager->directory, id, &uuid))
+        status = DE_BUSY;
     if (status == DE_OK)
         status = table_create(pager->directory, id, &uuid, gfns, &table);
     if (status != DE_OK)
@@ -359,6 +362,35 @@ int de_pager_remove_domain(struct de_pager *pager, uint16_t id)
     }
     pthread_mutex_unlock(&pager->proposals);
     return status;
+}
+
+int de_pager_release(struct de_pager *pager, uint16_t id)
+{
+    struct de_uuid uuid;
+    int error = HYPERCALL(pager, domain_uuid, id, &uuid);
+    if (error || pager->directory < 0)
+        return error ? enable_status(error) : DE_INVALID;
+    int status = released_add(pager->directory, id, &uuid);
+    if (status == DE_OK)
+        status = de_pager_restore(pager, id);
+    if (status == DE_OK)
+        status = de_pager_remove_domain(pager, id);
+    /* One that was not paged is not to be paged from now on, either. */
+    if (status == DE_NOT_FOUND)
+        status = DE_OK;
+    if (status != DE_OK)
+        released_remove(pager->directory, id);
+    return status;
+}
+
+int de_pager_take_back(struct de_pager *pager, uint16_t id)
+{
+    struct de_uuid uuid;
+    int error = HYPERCALL(pager, domain_uuid, id, &uuid);
+    if (error)
+        return enable_status(error);
+    released_remove(pager->directory, id);
+    return DE_OK;
 }
 
 static void *server_thread(void *argument)

@@ -34,7 +34,7 @@ struct arrays {
 struct de_queue_server {
     struct de_pager *pager;
     struct de_rebuilder *rebuilder;
-    struct de_queue *queue;
+    struct de_queue *queue, *control;
     struct de_pager_page *page;
     uint8_t *owned; /**< bitmap by object id: on these the client counts */
     size_t owned_bytes;
@@ -61,31 +61,41 @@ static int map_file(const char *directory, const char *name, size_t bytes, void 
     return *memory == MAP_FAILED ? DE_SYSTEM : DE_OK;
 }
 
+/* From now on commands are carried out; clients of an earlier pager find that it is gone. */
+static void open_queue(struct de_queue *queue)
+{
+    queue->version = DE_QUEUE_VERSION;
+    queue->pid = (uint32_t)getpid();
+    queue->session++;
+    queue->magic = DE_QUEUE_MAGIC_LOW;
+    __atomic_store_n(&queue->state, DE_QUEUE_IDLE, __ATOMIC_SEQ_CST);
+    syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
 int de_queue_serve_create(const char *directory, struct de_pager *pager, struct de_queue_server **result)
 {
     struct de_queue_server *server = calloc(1, sizeof *server);
-    void *queue = MAP_FAILED, *page = MAP_FAILED;
+    void *queue = MAP_FAILED, *control = MAP_FAILED, *page = MAP_FAILED;
     if (!server)
         return DE_NO_MEMORY;
     int status = map_file(directory, "commands", sizeof *server->queue, &queue);
+    if (status == DE_OK)
+        status = map_file(directory, "control", sizeof *server->control, &control);
     if (status == DE_OK)
         status = map_file(directory, "statistics", sizeof *server->page, &page);
     if (status == DE_OK)
         status = de_rebuilder_create(de_pager_store(pager), &server->rebuilder);
     server->queue = queue == MAP_FAILED ? NULL : queue;
+    server->control = control == MAP_FAILED ? NULL : control;
     server->page = page == MAP_FAILED ? NULL : page;
     server->pager = pager;
     if (status != DE_OK) {
         de_queue_serve_free(server);
         return status;
     }
-    server->queue->version = DE_QUEUE_VERSION;
-    server->queue->pid = (uint32_t)getpid();
-    server->queue->session++;
-    server->queue->magic = DE_QUEUE_MAGIC_LOW;
     server->page->sequence &= ~1u;
-    __atomic_store_n(&server->queue->state, DE_QUEUE_IDLE, __ATOMIC_SEQ_CST);
-    syscall(SYS_futex, &server->queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    open_queue(server->control);
+    open_queue(server->queue);
     de_queue_publish(server);
     *result = server;
     return DE_OK;
@@ -97,6 +107,8 @@ void de_queue_serve_free(struct de_queue_server *server)
         return;
     if (server->queue)
         munmap(server->queue, sizeof *server->queue);
+    if (server->control)
+        munmap(server->control, sizeof *server->control);
     if (server->page)
         munmap(server->page, sizeof *server->page);
     de_rebuilder_free(server->rebuilder);
@@ -293,6 +305,36 @@ static int copy_and_carry_out(struct de_queue_server *server)
     return status;
 }
 
+static int carry_out_control(struct de_queue_server *server)
+{
+    uint32_t command = __atomic_load_n(&server->control->command, __ATOMIC_RELAXED);
+    uint16_t domain = __atomic_load_n(&server->control->domains[0], __ATOMIC_RELAXED);
+    switch (command) {
+    case DE_COMMAND_HELLO:
+        return DE_OK;
+    case DE_COMMAND_RELEASE_DOMAIN:
+        return de_pager_release(server->pager, domain);
+    case DE_COMMAND_TAKE_BACK_DOMAIN:
+        return de_pager_take_back(server->pager, domain);
+    default:
+        return DE_INVALID;
+    }
+}
+
+/* @return whether there was a command. */
+static bool serve_queue(struct de_queue_server *server, struct de_queue *queue,
+                        int (*how)(struct de_queue_server *))
+{
+    uint32_t expected = DE_QUEUE_SUBMITTED;
+    if (!__atomic_compare_exchange_n(&queue->state, &expected, DE_QUEUE_RUNNING, false, __ATOMIC_SEQ_CST,
+                                     __ATOMIC_SEQ_CST))
+        return false;
+    queue->status = how(server);
+    __atomic_store_n(&queue->state, DE_QUEUE_DONE, __ATOMIC_SEQ_CST);
+    syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    return true;
+}
+
 bool de_queue_serve(struct de_queue_server *server, unsigned timeout_ms)
 {
     struct de_queue *queue = server->queue;
@@ -301,14 +343,8 @@ bool de_queue_serve(struct de_queue_server *server, unsigned timeout_ms)
         struct timespec timeout = {.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * NS_PER_MS};
         syscall(SYS_futex, &queue->state, FUTEX_WAIT, seen, &timeout, NULL, 0);
     }
-    uint32_t expected = DE_QUEUE_SUBMITTED;
-    if (!__atomic_compare_exchange_n(&queue->state, &expected, DE_QUEUE_RUNNING, false, __ATOMIC_SEQ_CST,
-                                     __ATOMIC_SEQ_CST))
-        return false;
-    queue->status = copy_and_carry_out(server);
-    __atomic_store_n(&queue->state, DE_QUEUE_DONE, __ATOMIC_SEQ_CST);
-    syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-    return true;
+    bool served = serve_queue(server, queue, copy_and_carry_out);
+    return serve_queue(server, server->control, carry_out_control) || served;
 }
 
 static uint64_t clock_ns(clockid_t clock)

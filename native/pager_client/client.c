@@ -69,7 +69,7 @@ static int attach(struct de_queue_client *client)
     return de_queue_call(client, DE_COMMAND_HELLO, 0);
 }
 
-int de_queue_connect(const char *directory, struct de_queue_client **result)
+static int connect_to(const char *directory, const char *queue_name, struct de_queue_client **result)
 {
     struct de_queue_client *client = calloc(1, sizeof *client);
     void *queue = NULL, *page = NULL;
@@ -83,7 +83,7 @@ int de_queue_connect(const char *directory, struct de_queue_client **result)
         status = client->lock < 0 ? DE_NOT_FOUND : DE_OK;
     }
     if (status == DE_OK)
-        status = map_file(client->directory, "commands", sizeof *client->queue, PROT_READ | PROT_WRITE,
+        status = map_file(client->directory, queue_name, sizeof *client->queue, PROT_READ | PROT_WRITE,
                           &client->fd, &queue);
     if (status == DE_OK)
         status = map_file(client->directory, "statistics", sizeof *client->page, PROT_READ, NULL, &page);
@@ -97,6 +97,16 @@ int de_queue_connect(const char *directory, struct de_queue_client **result)
     }
     *result = client;
     return DE_OK;
+}
+
+int de_queue_connect(const char *directory, struct de_queue_client **client)
+{
+    return connect_to(directory, "commands", client);
+}
+
+int de_queue_connect_operator(const char *directory, struct de_queue_client **client)
+{
+    return connect_to(directory, "control", client);
 }
 
 void de_queue_client_free(struct de_queue_client *client)
@@ -225,6 +235,24 @@ int de_queue_states(struct de_queue_client *client, uint16_t domain, uint32_t fi
     }
     munmap((void *)header, bytes);
     return inside ? DE_OK : DE_INVALID;
+}
+
+int de_queue_count_out(struct de_queue_client *client, uint16_t domain, uint32_t *pages)
+{
+    size_t bytes;
+    const struct table_header *header;
+    *pages = 0;
+    int status = map_table(client, domain, &bytes, &header);
+    if (status != DE_OK)
+        return status;
+    const _Atomic uint64_t *entries =
+        (const _Atomic uint64_t *)(const void *)((const uint8_t *)header + DE_PAGE_SIZE);
+    for (uint32_t gfn = 0; gfn < header->gfns; gfn++) {
+        struct entry entry = entry_unpack(atomic_load(&entries[gfn]));
+        *pages += entry.state == DE_PAGE_EVICTED || entry.state == DE_PAGE_LOADING;
+    }
+    munmap((void *)header, bytes);
+    return DE_OK;
 }
 
 int de_queue_failure(struct de_queue_client *client, uint16_t domain, char *text, size_t capacity)

@@ -79,6 +79,20 @@ class System:
         assert lib.de_client_account(self.client, accounting) == 0
         return int(accounting.used)
 
+    def fill_memory(self, leaving: int) -> int:
+        """A domain that takes all free frames but so many. Its domid."""
+        accounting = ffi.new("struct de_machine_accounting *")
+        assert lib.de_client_account(self.client, accounting) == 0
+        frames = int(accounting.free) - leaving
+        domid = ffi.new("uint16_t *")
+        assert lib.de_client_domain_create(self.client, frames, domid) == 0
+        addresses = as_addresses(np.resize(self.addresses(), frames))
+        assert lib.de_client_populate(self.client, domid[0], ffi.NULL, addresses, frames, ffi.NULL) == frames
+        return int(domid[0])
+
+    def destroy(self, domid: int) -> None:
+        assert lib.de_client_domain_destroy(self.client, domid) == 0
+
     def read_guest(self, gfns: NDArray[np.uint32]) -> NDArray[np.uint8]:
         vcpu = ffi.new("struct de_client_vcpu **")
         assert lib.de_client_vcpu_create(self.client, self.domid, vcpu) == 0

@@ -102,11 +102,12 @@ class PagerClient(ProposingPager):
     def add_domain(self, domid: int, gfns: int) -> None:
         """A domain that this pager has already, or has taken over, stays as it is."""
         self._area.gfns[0] = gfns
-        if self._has(domid):
+        if self.has(domid):
             return
         self._call_domain(lib.DE_COMMAND_ADD_DOMAIN, domid, f"taking over the paging of domain {domid}")
 
-    def _has(self, domid: int) -> bool:
+    def has(self, domid: int) -> bool:
+        """Whether it is the domain's pager; not any more once an operator had it released."""
         return bool(lib.de_queue_states(self._client, domid, 0, 0, ffi.NULL, ffi.NULL, ffi.NULL) != lib.DE_NOT_FOUND)
 
     def remove_domain(self, domid: int) -> None:

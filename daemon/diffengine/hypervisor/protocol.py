@@ -92,10 +92,14 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """A domain that may be worked on. gfns: the size of its physical address space, in pages."""
+    """A domain that may be worked on. gfns: the size of its physical address space, in pages.
+
+    device_model: a process of dom0 emulates devices for it, and may write to any page (holds.h).
+    """
 
     domid: int
     gfns: int
+    device_model: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`python -m diffengine.service`: the engine on a diffengine-machine and a diffengine-pager that run."""
+"""`python -m diffengine.service`: the engine on Xen, or on a diffengine-machine, with a diffengine-pager that runs."""
 
 import argparse
 import sys
@@ -56,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="diffengine.service", description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawTextHelpFormatter
     )
-    made.add_argument("--machine", type=Path, required=True, metavar="SOCKET", help="of diffengine-machine")
+    host = made.add_mutually_exclusive_group(required=True)
+    host.add_argument("--machine", type=Path, metavar="SOCKET", help="of diffengine-machine")
+    host.add_argument("--xen", action="store_true", help="the Xen that this dom0 runs on")
     made.add_argument("--state", type=Path, required=True, metavar="DIR", help="of diffengine-pager")
     made.add_argument("--policy", choices=BUILT_IN_POLICIES, default=default.policy.name)
     made.add_argument("--cpu-share", type=share_of_core, default=default.cpu_share, help="of one core")

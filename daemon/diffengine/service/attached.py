@@ -19,7 +19,8 @@ from diffengine.engine import Engine, EngineOptions
 from diffengine.errors import DiffengineError, one_line
 from diffengine.hypervisor.machine_process import MachineClient
 from diffengine.hypervisor.pager_client import PagerClient, PagerInUseError
-from diffengine.hypervisor.protocol import DomainInfo, Host, HostGoneError, Pager
+from diffengine.hypervisor.protocol import DomainInfo, Host, HostGoneError
+from diffengine.hypervisor.xen import XenHost
 
 # How often to look for domains that came.
 LOOK_INTERVAL_S = 1.0
@@ -48,12 +49,13 @@ def own_terms(domain: DomainInfo) -> DomainTerms:
 class AttachedEngine:
     """Takes in all domains of the host, also those that come later. Belongs to one thread."""
 
-    def __init__(self, host: Host, pager: Pager, options: EngineOptions, terms: Terms = own_terms) -> None:
+    def __init__(self, host: Host, pager: PagerClient, options: EngineOptions, terms: Terms = own_terms) -> None:
         self.engine = Engine(host, pager, options)
         self._host = host
         self._pager = pager
         self._terms = terms
         self._known: set[int] = set()
+        self._refused: dict[int, str] = {}
         self._looked_s = float("-inf")
 
     def step(self) -> float:
@@ -66,21 +68,35 @@ class AttachedEngine:
 
     def _take_in_domains(self) -> None:
         domains = {domain.domid: domain for domain in self._host.domains()}
+        for domid in [domid for domid in self._known if domid not in domains or not self._pager.has(domid)]:
+            # Gone, or released by an operator: then it comes back when that is undone.
+            self._known.remove(domid)
+            self.engine.remove_domain(domid)
+        self._refused = {domid: why for domid, why in self._refused.items() if domid in domains}
         for domid in domains.keys() - self._known:
             self._take_in(domains[domid])
-        self._known = set(domains)
 
     def _take_in(self, domain: DomainInfo) -> None:
         terms = self._terms(domain)
         try:
             self._pager.add_domain(domain.domid, domain.gfns)
+            if domain.device_model:
+                self._pager.set_device_model(domain.domid)
         except HostGoneError:
             raise
         except DiffengineError as error:
-            # It can't be paged, or went this very moment: the others are worked on all the same.
-            print(f"diffengine: domain {domain.domid} is left alone: {one_line(str(error))}", file=sys.stderr)
+            # It can't be paged, was released, or went this very moment: the others are worked on all the same.
+            self._left_alone(domain.domid, one_line(str(error)))
             return
+        self._known.add(domain.domid)
+        self._refused.pop(domain.domid, None)
         self.engine.add_domain(domain.domid, domain.gfns, terms.trust_group, terms.min_resident_pages)
+
+    def _left_alone(self, domid: int, why: str) -> None:
+        """Says it once; it is asked again at each look."""
+        if self._refused.get(domid) != why:
+            self._refused[domid] = why
+            print(f"diffengine: domain {domid} is left alone: {why}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Gives up what the engine holds of the store. What was saved stays saved."""
@@ -88,17 +104,20 @@ class AttachedEngine:
 
 
 @contextmanager
-def connect(machine: Path, state: Path) -> Iterator[tuple[MachineClient, PagerClient]]:
-    """Connections to a machine's process and to a pager. HostGoneError if one of them is not there."""
-    client = MachineClient(machine)
+def connect(machine: Path | None, state: Path) -> Iterator[tuple[MachineClient | XenHost, PagerClient]]:
+    """Connections to a machine's process, or to the Xen that this dom0 runs on, and to a pager.
+
+    HostGoneError or XenUnavailableError if one of them is not there.
+    """
+    host = XenHost() if machine is None else MachineClient(machine)
     try:
         pager = _connect_pager(state)
         try:
-            yield client, pager
+            yield host, pager
         finally:
             pager.close()
     finally:
-        client.close()
+        host.close()
 
 
 def _connect_pager(state: Path) -> PagerClient:
@@ -112,10 +131,10 @@ def _connect_pager(state: Path) -> PagerClient:
         time.sleep(RETRY_S)
 
 
-def serve(machine: Path, state: Path, options: EngineOptions, terms: Terms = own_terms) -> None:
+def serve(machine: Path | None, state: Path, options: EngineOptions, terms: Terms = own_terms) -> None:
     """Runs an engine until SIGTERM or SIGINT, which it takes for itself. From a process's main thread.
 
-    Raises HostGoneError when the machine or the pager ends.
+    machine: the socket of a diffengine-machine; None: Xen. Raises HostGoneError when the machine or the pager ends.
     """
     with _end_signals() as told, connect(machine, state) as (host, pager):
         attached = AttachedEngine(host, pager, options, terms)

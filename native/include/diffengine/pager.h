@@ -75,7 +75,7 @@ void de_pager_free(struct de_pager *pager);
 /**
  * Become a domain's pager. @p gfns is its address space.
  * @return DE_OK, DE_INVALID, DE_NO_MEMORY, DE_FULL (DE_PAGER_MAX_DOMAINS), DE_BUSY (has a pager, ours or
- * another), DE_NOT_FOUND (no such domain) or DE_SYSTEM (not a pageable one; errno).
+ * another; or was released), DE_NOT_FOUND (no such domain) or DE_SYSTEM (not a pageable one; errno).
  */
 int de_pager_add_domain(struct de_pager *pager, uint16_t domain, uint32_t gfns);
 /**
@@ -179,6 +179,16 @@ void de_pager_swap_out(struct de_pager *pager, const uint32_t *objects, size_t c
  * is no other way), so that it can do without a pager. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY or DE_BUSY
  * (try again later) or DE_CORRUPT. */
 int de_pager_restore(struct de_pager *pager, uint16_t domain);
+
+/**
+ * Bring everything of a domain back (de_pager_restore()), stop being its pager, and refuse to become it again
+ * until de_pager_take_back(): before it is saved, migrated or suspended. Needs a state directory, which keeps
+ * this for a successor. Either all of it happens or, but for pages that came back, nothing.
+ * @return DE_OK (also if it was not paged), DE_NOT_FOUND (no such domain), or as de_pager_restore().
+ */
+int de_pager_release(struct de_pager *pager, uint16_t domain);
+/** It may be paged again; de_pager_add_domain() does it. DE_OK or DE_NOT_FOUND (no such domain). */
+int de_pager_take_back(struct de_pager *pager, uint16_t domain);
 
 /**
  * Page table entries of gfns first .. first + count - 1. @p states (enum de_page_state), @p objects (DE_NONE

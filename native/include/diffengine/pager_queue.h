@@ -9,6 +9,10 @@
  * in it is trusted: the pager copies what it needs before it checks it. The pager's side of a session, the
  * objects that the client counts on, ends when a new client says HELLO.
  *
+ * File `control`: the same for an operator, who may come while the daemon is connected: HELLO,
+ * RELEASE_DOMAIN and TAKE_BACK_DOMAIN, which a daemon does not have. Looked at between two of the daemon's
+ * commands.
+ *
  * File `statistics`: struct de_pager_page, written a few times per second.
  */
 #ifndef DIFFENGINE_PAGER_QUEUE_H
@@ -48,6 +52,8 @@ enum de_queue_command {
     /** objects > encodings, sizes (0: no such object), reference_counts (1: on another page's object, else 0)
      */
     DE_COMMAND_DESCRIBE = 15,
+    DE_COMMAND_RELEASE_DOMAIN = 32,   /**< domains[0] */
+    DE_COMMAND_TAKE_BACK_DOMAIN = 33, /**< domains[0] */
 };
 
 struct de_queue {
@@ -101,6 +107,8 @@ struct de_queue_client;
 /** @return DE_OK; DE_NOT_FOUND (no pager there), DE_BUSY (it has a client), DE_CORRUPT, DE_NO_MEMORY,
  * DE_SYSTEM. */
 int de_queue_connect(const char *directory, struct de_queue_client **client);
+/** The same as an operator, on the other queue. DE_BUSY: there is another one. */
+int de_queue_connect_operator(const char *directory, struct de_queue_client **client);
 void de_queue_client_free(struct de_queue_client *client);
 /** Where to put arrays, and to find results. */
 struct de_queue *de_queue_area(struct de_queue_client *client);
@@ -121,6 +129,8 @@ int de_queue_statistics(struct de_queue_client *client, struct de_pager_page *pa
 /** de_pager_states(), from the page table's file: the pager does not notice. */
 int de_queue_states(struct de_queue_client *client, uint16_t domain, uint32_t first, size_t count,
                     uint8_t *states, uint32_t *objects, uint32_t *generations);
+/** How many of the domain's pages are out, from the same file. DE_OK, DE_NOT_FOUND or DE_CORRUPT. */
+int de_queue_count_out(struct de_queue_client *client, uint16_t domain, uint32_t *pages);
 /** de_pager_failure() likewise. */
 int de_queue_failure(struct de_queue_client *client, uint16_t domain, char *text, size_t capacity);
 

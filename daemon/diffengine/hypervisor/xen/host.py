@@ -113,7 +113,7 @@ class XenHost:
         found = []
         for domain in self._connection.domains():
             if may_be_worked_on(domain) and (gfns := self.gfns(domain)):
-                found.append(DomainInfo(domain.domid, gfns))
+                found.append(DomainInfo(domain.domid, gfns, domain.emulated))
         return tuple(found)
 
     def gfns(self, domain: XenDomain) -> int:
