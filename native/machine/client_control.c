@@ -118,6 +118,32 @@ int de_client_claim(struct de_machine_client *client, uint16_t domain, uint64_t 
     return call_words(client, OPERATION_CLAIM, domain, pages);
 }
 
+int de_client_log_dirty_enable(struct de_machine_client *client, uint16_t domain)
+{
+    return call_words(client, OPERATION_LOG_DIRTY_ENABLE, domain, 0);
+}
+
+int de_client_log_dirty_disable(struct de_machine_client *client, uint16_t domain)
+{
+    return call_words(client, OPERATION_LOG_DIRTY_DISABLE, domain, 0);
+}
+
+int de_client_log_dirty_read(struct de_machine_client *client, uint16_t domain, bool clean, uint32_t first,
+                             uint32_t count, uint8_t *bits)
+{
+    uint32_t done = 0;
+    do {
+        uint32_t now = count - done < DIRTY_BATCH ? count - done : DIRTY_BATCH;
+        struct call call = {
+            .operation = OPERATION_LOG_DIRTY_READ, .count = now, .words = {domain, clean, first + done}};
+        int error = client_fetch(client, &call, bits + done / 8, ((size_t)now + 7) / 8);
+        if (error)
+            return error;
+        done += now;
+    } while (done < count);
+    return 0;
+}
+
 static int64_t populate_batch(struct de_machine_client *client, uint16_t domain, const uint32_t *gfns,
                               const uint8_t *const *pages, size_t count, int32_t *errors)
 {

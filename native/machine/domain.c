@@ -21,8 +21,8 @@ struct domain *domain_find(struct de_machine *machine, uint16_t id)
 
 uint64_t domain_private(const struct domain *domain)
 {
-    return domain->type_count[DE_P2M_RAM_RW] + domain->type_count[DE_P2M_PAGING_OUT] +
-           domain->paging_in_frames;
+    return domain->type_count[DE_P2M_RAM_RW] + domain->type_count[DE_P2M_LOGDIRTY] +
+           domain->type_count[DE_P2M_PAGING_OUT] + domain->paging_in_frames;
 }
 
 static void domain_free(struct domain *domain)
@@ -30,6 +30,7 @@ static void domain_free(struct domain *domain)
     if (!domain)
         return;
     free((void *)domain->p2m);
+    free(domain->dirty);
     wait_queue_destroy(&domain->slots);
     free(domain);
 }
@@ -125,14 +126,18 @@ static void wake_everyone(struct domain *domain)
     block_wake(&domain->slots);
 }
 
-/* Set `halted` and wait until no vCPU is in the middle of an access: from here on each of them needs the
- * lock. */
-static void halt(struct domain *domain)
+/* From here on each vCPU needs the lock. */
+void domain_halt(struct domain *domain)
 {
     atomic_store(&domain->halted, true);
     for (size_t i = 0; i < DE_MACHINE_MAX_VCPUS; i++)
         while (domain->vcpus[i] && atomic_load(&domain->vcpus[i]->accessing))
             block_yield();
+}
+
+void domain_go_on(struct domain *domain)
+{
+    atomic_store(&domain->halted, domain->pause_count || domain->crash[0] || domain->dying);
 }
 
 void domain_crash(struct domain *domain, const char *format, uint32_t gfn)
@@ -142,7 +147,7 @@ void domain_crash(struct domain *domain, const char *format, uint32_t gfn)
     char reason[CRASH_TEXT_BYTES];
     snprintf(reason, sizeof reason, format, gfn);
     snprintf(domain->crash, sizeof domain->crash, "domain %u crashed: %.90s", domain->id, reason);
-    halt(domain);
+    domain_halt(domain);
     wake_everyone(domain);
 }
 
@@ -179,7 +184,7 @@ int de_machine_domain_destroy(struct de_machine *machine, uint16_t id)
         return -ESRCH;
     }
     domain->dying = true;
-    halt(domain);
+    domain_halt(domain);
     wake_everyone(domain);
     ring_forget(domain);
     domain->ring.channel = NULL;
@@ -198,7 +203,7 @@ int de_machine_domain_pause(struct de_machine *machine, uint16_t id)
     struct domain *domain = domain_find(machine, id);
     if (domain) {
         domain->pause_count++;
-        halt(domain);
+        domain_halt(domain);
     }
     pthread_mutex_unlock(&machine->lock);
     return domain ? 0 : -ESRCH;
@@ -214,7 +219,7 @@ int de_machine_domain_unpause(struct de_machine *machine, uint16_t id)
     else if (!domain->pause_count)
         error = -EINVAL;
     else if (--domain->pause_count == 0) {
-        atomic_store(&domain->halted, domain->crash[0] != '\0');
+        domain_go_on(domain);
         wake_everyone(domain);
     }
     pthread_mutex_unlock(&machine->lock);

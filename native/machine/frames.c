@@ -13,16 +13,12 @@
 
 uint32_t frame_allocate(struct de_machine *machine, struct domain *domain)
 {
-    /* As Xen's alloc_heap_pages(): what others claimed is out of reach, one's own claim is not. */
-    uint64_t promised_to_others = machine->claimed - domain->claimed;
-    if (machine->free_count <= promised_to_others)
+    /* As Xen's alloc_heap_pages(): what is claimed is out of reach, but for a domain with a claim of its own.
+     */
+    if (!machine->free_count || (machine->free_count <= machine->claimed && !domain->claimed))
         return FRAME_NONE;
     uint32_t frame = machine->free_frames[--machine->free_count];
     machine->frames[frame].references = 1;
-    if (domain->claimed) {
-        domain->claimed--;
-        machine->claimed--;
-    }
     return frame;
 }
 
@@ -154,7 +150,7 @@ static int claim(struct de_machine *machine, struct domain *domain, uint64_t pag
     uint64_t held = domain_private(domain);
     if (domain->claimed || pages <= held)
         return -EINVAL;
-    if (pages - held > machine->free_count - machine->claimed)
+    if (pages - held + machine->claimed > machine->free_count)
         return -ENOMEM;
     domain->claimed = pages - held;
     machine->claimed += domain->claimed;

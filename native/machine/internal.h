@@ -69,9 +69,10 @@ struct domain {
     atomic_bool halted;     /**< paused, crashed or dying: what a vCPU looks at without the lock */
     unsigned pause_count;
     unsigned references; /**< the domain table, each vCPU, a destroy under way */
-    uint64_t type_count[6];
+    uint64_t type_count[DE_P2M_TYPES];
     uint64_t paging_in_frames; /**< paging_in gfns that still have their frame */
     uint64_t claimed;
+    uint8_t *dirty; /**< a bit per gfn; NULL: dirty pages are not logged */
     uint64_t cow_breaks;
     uint64_t slot_waits;
     uint64_t answers_dropped;
@@ -126,8 +127,8 @@ static inline uint8_t *frame_address(const struct de_machine *machine, uint32_t 
 {
     return machine->memory + (size_t)frame * DE_PAGE_SIZE;
 }
-/** A frame for the domain with unspecified content, on the domain's claim if it has one; FRAME_NONE: none to
- * have. */
+/** A frame for the domain with unspecified content; FRAME_NONE: none to have. The p2m entry that gets it
+ * draws on the domain's claim. */
 uint32_t frame_allocate(struct de_machine *machine, struct domain *domain);
 void frame_put(struct de_machine *machine, uint32_t frame);
 
@@ -144,7 +145,7 @@ static inline uint64_t p2m_get(const struct domain *domain, uint32_t gfn)
 {
     return atomic_load(&domain->p2m[gfn]);
 }
-/** Change an entry, keep the counts, and wait for vCPUs that still use the old one. */
+/** Change an entry, keep the counts and the domain's claim, and wait for vCPUs that still use the old one. */
 void p2m_set(struct de_machine *machine, struct domain *domain, uint32_t gfn, enum de_p2m_type type,
              uint32_t frame);
 
@@ -153,8 +154,30 @@ struct domain *domain_find(struct de_machine *machine, uint16_t id); /**< NULL: 
 void domain_put(struct domain *domain);
 void domain_crash(struct domain *domain, const char *format, uint32_t gfn);
 uint64_t domain_private(const struct domain *domain);
+/** Keep vCPUs from accesses without the lock, and wait until none is in the middle of one. */
+void domain_halt(struct domain *domain);
+/** Undo that, unless the domain is paused, crashed or dying. */
+void domain_go_on(struct domain *domain);
 /** Take the frame (if any) out of a gfn, which becomes a hole. */
 void domain_drop_gfn(struct de_machine *machine, struct domain *domain, uint32_t gfn);
+
+/* log_dirty.c */
+/** The type of private memory that was not written since the last clean: as Xen's loads and answers choose
+ * it. */
+static inline enum de_p2m_type unwritten_type(const struct domain *domain)
+{
+    return domain->dirty ? DE_P2M_LOGDIRTY : DE_P2M_RAM_RW;
+}
+static inline bool is_ram(enum de_p2m_type type)
+{
+    return type == DE_P2M_RAM_RW || type == DE_P2M_LOGDIRTY;
+}
+/** Note a write, if such are logged: paging_mark_pfn_dirty(). */
+static inline void mark_dirty(struct domain *domain, uint32_t gfn)
+{
+    if (domain->dirty)
+        domain->dirty[gfn / 8] |= (uint8_t)(1u << gfn % 8);
+}
 
 /* sharing.c */
 /** Make a shared gfn private: in place if it is the frame's only one, else by copy. 0 or -ENOMEM. */

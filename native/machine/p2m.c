@@ -18,6 +18,17 @@ static void count_entry(struct de_machine *machine, struct domain *domain, uint6
         machine->paged += change;
 }
 
+/* domain_adjust_tot_pages(): while a claim is outstanding, a page more comes out of it, and a page less goes
+ * back into it. */
+static void adjust_claim(struct de_machine *machine, struct domain *domain, uint64_t before)
+{
+    uint64_t change = before - domain_private(domain);
+    if (!domain->claimed || !change)
+        return;
+    domain->claimed += change;
+    machine->claimed += change;
+}
+
 static void wait_for_vcpus(const struct domain *domain, uint32_t gfn)
 {
     for (size_t i = 0; i < DE_MACHINE_MAX_VCPUS; i++)
@@ -30,10 +41,12 @@ void p2m_set(struct de_machine *machine, struct domain *domain, uint32_t gfn, en
 {
     uint64_t old = p2m_get(domain, gfn);
     uint64_t entry = (uint64_t)type | (uint64_t)frame << 8;
+    uint64_t private_before = domain_private(domain);
     atomic_store(&domain->p2m[gfn], entry);
     count_entry(machine, domain, old, (uint64_t)-1);
     count_entry(machine, domain, entry, 1);
-    if (entry_type(old) == DE_P2M_RAM_RW || entry_type(old) == DE_P2M_SHARED)
+    adjust_claim(machine, domain, private_before);
+    if (is_ram(entry_type(old)) || entry_type(old) == DE_P2M_SHARED)
         wait_for_vcpus(domain, gfn);
 }
 

@@ -13,9 +13,8 @@ static struct domain *find_paged(struct de_machine *machine, uint16_t id, int *e
     return *error ? NULL : domain;
 }
 
-/* Both nominate and evict want a page of the given type that nobody but the guest refers to. */
-static int change_idle(struct de_machine *machine, uint16_t id, uint32_t gfn, enum de_p2m_type from,
-                       enum de_p2m_type to)
+/* Both nominate (ram) and evict (what was nominated) want a page that nobody but the guest refers to. */
+static int change_idle(struct de_machine *machine, uint16_t id, uint32_t gfn, enum de_p2m_type to)
 {
     int error;
     pthread_mutex_lock(&machine->lock);
@@ -23,8 +22,9 @@ static int change_idle(struct de_machine *machine, uint16_t id, uint32_t gfn, en
     if (domain)
         error = -EBUSY;
     uint64_t entry = domain && gfn < domain->gfns ? p2m_get(domain, gfn) : 0;
-    if (domain && entry_type(entry) == from && machine->frames[entry_frame(entry)].references == 1) {
-        bool keep = to == DE_P2M_PAGING_OUT;
+    bool keep = to == DE_P2M_PAGING_OUT;
+    bool right = keep ? is_ram(entry_type(entry)) : entry_type(entry) == DE_P2M_PAGING_OUT;
+    if (domain && right && machine->frames[entry_frame(entry)].references == 1) {
         p2m_set(machine, domain, gfn, to, keep ? entry_frame(entry) : FRAME_NONE);
         if (!keep)
             frame_put(machine, entry_frame(entry));
@@ -36,12 +36,12 @@ static int change_idle(struct de_machine *machine, uint16_t id, uint32_t gfn, en
 
 int machine_paging_nominate(void *context, uint16_t id, uint32_t gfn)
 {
-    return change_idle(context, id, gfn, DE_P2M_RAM_RW, DE_P2M_PAGING_OUT);
+    return change_idle(context, id, gfn, DE_P2M_PAGING_OUT);
 }
 
 int machine_paging_evict(void *context, uint16_t id, uint32_t gfn)
 {
-    return change_idle(context, id, gfn, DE_P2M_PAGING_OUT, DE_P2M_PAGED);
+    return change_idle(context, id, gfn, DE_P2M_PAGED);
 }
 
 static int load(struct de_machine *machine, struct domain *domain, uint32_t gfn, const uint8_t *page)
@@ -58,7 +58,7 @@ static int load(struct de_machine *machine, struct domain *domain, uint32_t gfn,
             return -ENOMEM;
         memcpy(frame_address(machine, frame), page, DE_PAGE_SIZE);
     }
-    p2m_set(machine, domain, gfn, DE_P2M_RAM_RW, frame);
+    p2m_set(machine, domain, gfn, unwritten_type(domain), frame);
     return 0;
 }
 

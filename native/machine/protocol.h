@@ -20,17 +20,18 @@
 #include <time.h>
 
 #define PROTOCOL_MAGIC 0x6d454431u
-#define PROTOCOL_VERSION 1u
+#define PROTOCOL_VERSION 2u
 
 #define LANES 32u
 #define LANE_WORDS 12u
 #define LANE_DATA_BYTES (65u * DE_PAGE_SIZE)
 
-#define MAP_BATCH 4096u     /**< gfns per call */
-#define POPULATE_BATCH 64u  /**< pages per call */
-#define WAIT_BATCH 256u     /**< domains per call */
-#define LIST_BATCH 4096u    /**< domains per call */
-#define SAMPLE_BATCH 32768u /**< latencies per call */
+#define MAP_BATCH 4096u        /**< gfns per call */
+#define POPULATE_BATCH 64u     /**< pages per call */
+#define WAIT_BATCH 256u        /**< domains per call */
+#define LIST_BATCH 4096u       /**< domains per call */
+#define SAMPLE_BATCH 32768u    /**< latencies per call */
+#define DIRTY_BATCH (1u << 21) /**< gfns per call */
 #define VCPU_SAMPLES 512u
 
 enum operation {
@@ -61,6 +62,9 @@ enum operation {
     OPERATION_P2M_TYPE,
     OPERATION_POPULATE,
     OPERATION_CLAIM,
+    OPERATION_LOG_DIRTY_ENABLE,
+    OPERATION_LOG_DIRTY_DISABLE,
+    OPERATION_LOG_DIRTY_READ,
     OPERATION_VCPU_CREATE,
     OPERATION_VCPU_FREE,
     OPERATION_VCPU_STATISTICS,
@@ -174,6 +178,7 @@ bool lane_await(struct lane *lane, uint32_t state, _Atomic(uint32_t) *sleeps, ui
 _Static_assert(sizeof(struct map_arrays) <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(sizeof(struct populate_arrays) <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(LIST_BATCH * sizeof(struct de_domain_info) <= LANE_DATA_BYTES, "a batch fits a lane");
+_Static_assert(DIRTY_BATCH / 8 <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(SAMPLE_BATCH * sizeof(uint64_t) <= LANE_DATA_BYTES, "a batch fits a lane");
 
 /** Hand the lane over, and wake the other side if it sleeps. */

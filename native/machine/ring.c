@@ -198,7 +198,7 @@ static int resume(struct de_machine *machine, struct domain *domain, const struc
     if (answer->gfn < domain->gfns && !(answer->paging_flags & DE_PAGING_DROP_PAGE)) {
         uint64_t entry = p2m_get(domain, answer->gfn);
         if (entry_type(entry) == DE_P2M_PAGING_IN && entry_frame(entry) != FRAME_NONE)
-            p2m_set(machine, domain, answer->gfn, DE_P2M_RAM_RW, entry_frame(entry));
+            p2m_set(machine, domain, answer->gfn, unwritten_type(domain), entry_frame(entry));
     }
     if (of_vcpu && --vcpu->pause_count == 0)
         block_wake(&vcpu->wake);

@@ -279,6 +279,23 @@ static int64_t call_populate(struct session *session, struct call *call, uint8_t
     return populated;
 }
 
+static int64_t call_log_dirty(struct session *session, struct call *call, uint8_t *untrusted_data)
+{
+    struct de_machine *machine = session->server->machine;
+    uint16_t domain = word_domain(call->words[0]);
+    switch (call->operation) {
+    case OPERATION_LOG_DIRTY_ENABLE:
+        return de_machine_log_dirty_enable(machine, domain);
+    case OPERATION_LOG_DIRTY_DISABLE:
+        return de_machine_log_dirty_disable(machine, domain);
+    default:
+        if (call->count > DIRTY_BATCH)
+            return -EINVAL;
+        return de_machine_log_dirty_read(machine, domain, call->words[1], word_gfn(call->words[2]),
+                                         call->count, untrusted_data);
+    }
+}
+
 static int64_t call_machine(struct session *session, struct call *call, uint8_t *untrusted_data)
 {
     if (call->operation == OPERATION_CONTENTS_REMOVE)
@@ -306,6 +323,7 @@ static call_function *const functions[OPERATIONS] = {
     [OPERATION_DOMAIN_CREATE... OPERATION_P2M_TYPE] = call_domain,
     [OPERATION_POPULATE] = call_populate,
     [OPERATION_CLAIM] = call_domain,
+    [OPERATION_LOG_DIRTY_ENABLE... OPERATION_LOG_DIRTY_READ] = call_log_dirty,
     [OPERATION_VCPU_CREATE... OPERATION_GUEST_OBTAIN] = call_vcpu,
     [OPERATION_CONTENTS_REMOVE] = call_machine,
     [OPERATION_PROGRAM_START... OPERATION_PROGRAM_STOP] = call_program,

@@ -44,7 +44,7 @@ static int nominate(struct de_machine *machine, struct domain *domain, uint32_t 
         *handle = machine->frames[frame].share->handle;
         return 0;
     }
-    if (entry_type(entry) != DE_P2M_RAM_RW)
+    if (!is_ram(entry_type(entry)))
         return -EINVAL;
     if (machine->frames[frame].references != 1)
         return -E2BIG;
@@ -162,6 +162,7 @@ int share_break(struct de_machine *machine, struct domain *domain, uint32_t gfn)
         /* The only one left: private in place, and the handle is stale from now on. */
         share_free(machine, shared);
         p2m_set(machine, domain, gfn, DE_P2M_RAM_RW, shared);
+        mark_dirty(domain, gfn);
         return 0;
     }
     uint32_t copy = frame_allocate(machine, domain);
@@ -169,6 +170,7 @@ int share_break(struct de_machine *machine, struct domain *domain, uint32_t gfn)
         return -ENOMEM;
     memcpy(frame_address(machine, copy), frame_address(machine, shared), DE_PAGE_SIZE);
     p2m_set(machine, domain, gfn, DE_P2M_RAM_RW, copy);
+    mark_dirty(domain, gfn);
     share_leave(machine, domain, gfn, shared);
     domain->cow_breaks++;
     return 0;

@@ -70,6 +70,12 @@ static int resolve(struct de_vcpu *vcpu, uint32_t gfn, bool write, uint64_t star
     switch (entry_type(p2m_get(domain, gfn))) {
     case DE_P2M_RAM_RW:
         return 0;
+    case DE_P2M_LOGDIRTY:
+        if (write) {
+            mark_dirty(domain, gfn);
+            p2m_set(vcpu->machine, domain, gfn, DE_P2M_RAM_RW, entry_frame(p2m_get(domain, gfn)));
+        }
+        return 0;
     case DE_P2M_INVALID:
         return -EFAULT;
     case DE_P2M_SHARED:
@@ -118,7 +124,8 @@ static bool access_resident(struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset,
     atomic_store(&vcpu->accessing, (uint64_t)gfn + 1);
     uint64_t entry = atomic_load(&domain->p2m[gfn]);
     enum de_p2m_type type = entry_type(entry);
-    if (!atomic_load(&domain->halted) && (type == DE_P2M_RAM_RW || (type == DE_P2M_SHARED && !write))) {
+    bool readable = is_ram(type) || type == DE_P2M_SHARED;
+    if (!atomic_load(&domain->halted) && (write ? type == DE_P2M_RAM_RW : readable)) {
         uint8_t *memory = frame_address(vcpu->machine, entry_frame(entry)) + offset;
         copy(write ? memory : buffer, write ? buffer : memory, len);
         done = true;

@@ -65,7 +65,7 @@ bool audit_drop_pending(struct world *world, struct place *place, uint32_t gfn)
 
 static void count_domain(struct world *world, const struct domain *domain, uint32_t *users)
 {
-    uint64_t types[6] = {0};
+    uint64_t types[DE_P2M_TYPES] = {0};
     for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
         uint64_t entry = p2m_get(domain, gfn);
         enum de_p2m_type type = entry_type(entry);
@@ -81,7 +81,7 @@ static void count_domain(struct world *world, const struct domain *domain, uint3
             WORLD_FAIL(world, "gfn %#x of domain %u has p2m type %d, its frame is %sshared", gfn, domain->id,
                        type, world->machine->frames[frame].share ? "" : "not ");
     }
-    for (int type = 0; type < 6; type++)
+    for (int type = 0; type < DE_P2M_TYPES; type++)
         if (types[type] != domain->type_count[type])
             WORLD_FAIL(world, "domain %u has %llu gfns of p2m type %d, and counts %llu", domain->id,
                        (unsigned long long)types[type], type, (unsigned long long)domain->type_count[type]);

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.protocol import Capabilities, DomainInfo, Gfns, HostGoneError, HostMemory
+from diffengine.hypervisor.protocol import Capabilities, DomainFrames, DomainInfo, Gfns, HostGoneError, HostMemory
 from diffengine.native import NATIVE, Addresses, Binding, as_addresses, readable, writable
 
 LIST_BATCH = 256
@@ -93,7 +93,7 @@ class EmbeddedHost:
         check_errno(self._call("domain_destroy", domid), f"destroying domain {domid}")
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(sharing=True, paging=True, claims=True, log_dirty=False, most_sharers=MOST_SHARERS)
+        return Capabilities(sharing=True, paging=True, claims=True, log_dirty=True, most_sharers=MOST_SHARERS)
 
     def domains(self) -> tuple[DomainInfo, ...]:
         """All domains of the machine, whoever made them."""
@@ -125,11 +125,32 @@ class EmbeddedHost:
         finally:
             self._call("unmap", as_addresses(mapping.addresses), len(gfns))
 
-    def claim(self, domid: int, frames: int) -> bool:
-        result = int(self._call("claim", domid, frames))
+    def _attempt(self, doing: str, name: str, *arguments: Any) -> bool:
+        """Did the machine do it. That it is gone is no refusal."""
+        result = int(self._call(name, *arguments))
         if result == -errno.ECONNRESET:
-            check_errno(result, f"claiming memory for domain {domid}")
+            check_errno(result, doing)
         return result == 0
+
+    def claim(self, domid: int, frames: int) -> bool:
+        return self._attempt(f"claiming memory for domain {domid}", "claim", domid, frames)
+
+    def domain_frames(self, domid: int) -> DomainFrames | None:
+        result = self.binding.ffi.new("struct de_domain_accounting *")
+        if not self._attempt(f"asking for the frames of domain {domid}", "domain_account", domid, result):
+            return None
+        return DomainFrames(own=int(result.private_gfns), claimed=int(result.claimed))
+
+    def log_dirty(self, domid: int, on: bool) -> bool:
+        name = "log_dirty_enable" if on else "log_dirty_disable"
+        return self._attempt(f"logging the writes of domain {domid}", name, domid)
+
+    def take_dirty(self, domid: int, gfns: int) -> NDArray[np.bool_] | None:
+        bits = np.zeros(-(-gfns // 8), dtype=np.uint8)
+        c_bits = writable("uint8_t[]", bits)
+        if not self._attempt(f"asking what domain {domid} wrote", "log_dirty_read", domid, True, 0, gfns, c_bits):
+            return None
+        return np.unpackbits(bits, count=gfns, bitorder="little").view(np.bool_)
 
     def accounting(self) -> MachineAccounting:
         result = self.binding.ffi.new("struct de_machine_accounting *")

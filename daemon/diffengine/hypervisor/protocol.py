@@ -79,7 +79,7 @@ class Capabilities:
     """What a host can do.
 
     sharing: live pages may share a frame (Xen: Intel only). paging: pages can be watched and evicted. claims: free
-    frames can be promised to domains. log_dirty: the hypervisor tells which pages were written. most_sharers: gfns on
+    frames can be promised to domains. log_dirty: the hypervisor tells which pages a guest wrote. most_sharers: gfns on
     one frame, at most. Whether there is swap, the pager's counters say.
     """
 
@@ -100,6 +100,15 @@ class DomainInfo:
     domid: int
     gfns: int
     device_model: bool = False
+
+
+@dataclass(frozen=True)
+class DomainFrames:
+    """own: frames that are the domain's alone, so neither shared ones nor those of pages that are out. claimed: how
+    many more are promised to it."""
+
+    own: int
+    claimed: int
 
 
 @dataclass(frozen=True)
@@ -142,10 +151,27 @@ class Host(Protocol):
     def map(self, domid: int, gfns: Gfns) -> AbstractContextManager[MappedPages]:
         """Maps pages until the block ends. A domain that is gone gives -ESRCH for every page."""
 
-    def claim(self, domid: int, frames: int) -> bool:
-        """Promises the domain that it may have so many frames in all; 0 takes the promise back.
+    def domain_frames(self, domid: int) -> DomainFrames | None:
+        """None: it is gone."""
 
-        False: there are too few free frames that are promised to nobody, or it has as many already.
+    def claim(self, domid: int, frames: int) -> bool:
+        """Promises the domain that it may have so many frames of its own in all; 0 takes the promise back.
+
+        False: there is a promise already, or there are too few free frames that are promised to nobody, or it has as
+        many. A promise is kept for every allocation for the domain: a copy on write, a load. As long as some of it is
+        left, frames that the domain gives up go back into it.
+        """
+
+    def log_dirty(self, domid: int, on: bool) -> bool:
+        """Has writes of the domain's vCPUs logged, or not any more. False: refused; somebody logs them already (a
+        migration), or the domain is gone. Never turn off what somebody else has turned on."""
+
+    def take_dirty(self, domid: int, gfns: int) -> NDArray[np.bool_] | None:
+        """Which of the domain's first `gfns` pages its vCPUs wrote since this was asked last; a page that was made
+        private counts. What dom0 wrote through a mapping is not in it, nor is a hole that was filled.
+
+        None: the host could not tell, and there may be writes that nobody will hear of. If somebody else turns logging
+        off and on, both lose bits, and no host can tell: so it must be off before a domain is saved or migrated.
         """
 
 

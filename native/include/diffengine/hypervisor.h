@@ -40,6 +40,8 @@ enum de_p2m_type {
     DE_P2M_PAGING_OUT = 3, /**< nominated: still has its frame, but the guest faults on it */
     DE_P2M_PAGED = 4,      /**< evicted: no frame */
     DE_P2M_PAGING_IN = 5,  /**< asked for; with its frame (it was nominated) or without (it was paged) */
+    DE_P2M_LOGDIRTY = 6,   /**< as ram_rw, but the guest's next write makes it that and is noted first */
+    DE_P2M_TYPES,
 };
 
 #define DE_UUID_BYTES 16u
@@ -109,7 +111,7 @@ struct de_hypervisor_operations {
     int (*paging_take_over)(void *context, uint16_t domain, uint32_t *answered);
 
     /**
-     * ram_rw -> paging_out. The next guest access gives an event with DE_PAGING_EVICT_FAIL.
+     * ram_rw or logdirty -> paging_out. The next guest access gives an event with DE_PAGING_EVICT_FAIL.
      * -EBUSY: a hole, shared, already nominated, evicted or on its way in, mapped, or a special page.
      */
     int (*paging_nominate)(void *context, uint16_t domain, uint32_t gfn);
@@ -117,8 +119,8 @@ struct de_hypervisor_operations {
      * then. */
     int (*paging_evict)(void *context, uint16_t domain, uint32_t gfn);
     /**
-     * paged or paging_in -> ram_rw. If the frame was still there its content is kept and @p page is not
-     * looked at.
+     * paged or paging_in -> ram_rw (logdirty if dirty pages are logged; no bit is set). If the frame was
+     * still there its content is kept and @p page is not looked at.
      * @param page DE_PAGE_SIZE bytes, or NULL: then only a page that still has its frame can be loaded.
      * -ENOENT: anything else: ram, shared, a hole, *or still nominated*. -EINVAL: frame gone and page NULL.
      * -ENOMEM: no frame free, or all free ones claimed by other domains.
@@ -126,7 +128,7 @@ struct de_hypervisor_operations {
     int (*paging_load)(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page);
 
     /**
-     * ram_rw -> shared (by one). Shared already: its present handle.
+     * ram_rw or logdirty -> shared (by one). Shared already: its present handle.
      * -EINVAL: a hole, nominated, evicted or on its way in. -E2BIG: mapped. -ENOMEM: no room for metadata.
      */
     int (*share_nominate)(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle);

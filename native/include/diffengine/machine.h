@@ -39,8 +39,8 @@ struct de_machine_accounting {
 struct de_domain_accounting {
     uint64_t gfns; /**< size of its physical address space */
     uint64_t holes;
-    uint64_t private_gfns; /**< with a frame of its own: ram_rw, paging_out, paging_in with frame (Xen:
-                              tot_pages) */
+    uint64_t private_gfns; /**< with a frame of its own: ram_rw, logdirty, paging_out, paging_in with
+                              frame (Xen: tot_pages) */
     uint64_t shared_gfns;
     uint64_t paged;
     uint64_t nominated;       /**< of the private ones, paging_out */
@@ -112,8 +112,29 @@ int64_t de_machine_populate(struct de_machine *machine, uint16_t domain, const u
  * Promise frames, as xc_domain_claim_pages: the domain may have @p pages private frames in all, and
  * allocations for others can't take the free frames that this needs. 0 pages: give the claim back. -EINVAL:
  * not more than it has, or a claim is there already. -ENOMEM: too few free unclaimed frames.
+ *
+ * As in Xen's domain_adjust_tot_pages(), every private frame that the domain gets, by populating, loading or
+ * a copy on write, comes out of the claim; and as long as some of it is left, every one that it gives up
+ * (evicted, nominated for sharing, released) goes back into it, and so to nobody else.
  */
 int de_machine_claim(struct de_machine *machine, uint16_t domain, uint64_t pages);
+
+/**
+ * Log which pages the guest's vCPUs write, as XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY does under HAP: exact for
+ * them, blind for what dom0 writes through a mapping. No bit is set at first, and none by a load, or by
+ * populating a hole; a private copy sets one. -EINVAL: on already, by whomever. -ENOMEM.
+ */
+int de_machine_log_dirty_enable(struct de_machine *machine, uint16_t domain);
+/** XEN_DOMCTL_SHADOW_OP_OFF. 0 also if it was off. */
+int de_machine_log_dirty_disable(struct de_machine *machine, uint16_t domain);
+/**
+ * XEN_DOMCTL_SHADOW_OP_PEEK, or CLEAN: gfns written since the last clean.
+ * @param first,count The range; whole bytes, but at the domain's end. Xen's begins at 0.
+ * @param[out] bits   (count + 7) / 8 bytes, the first gfn in the lowest bit.
+ * @return 0, -ESRCH, or -EINVAL (range). Off, it gives 0 and no bits: Xen does not check either.
+ */
+int de_machine_log_dirty_read(struct de_machine *machine, uint16_t domain, bool clean, uint32_t first,
+                              uint32_t count, uint8_t *bits);
 
 /**
  * Map frames as any dom0 process does; hypervisor.h's map() is the read-only form. Read-write **unshares**

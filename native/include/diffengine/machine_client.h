@@ -64,6 +64,11 @@ int de_client_p2m_type(struct de_machine_client *client, uint16_t domain, uint32
 int64_t de_client_populate(struct de_machine_client *client, uint16_t domain, const uint32_t *gfns,
                            const uint8_t *const *pages, size_t count, int32_t *errors);
 int de_client_claim(struct de_machine_client *client, uint16_t domain, uint64_t pages);
+int de_client_log_dirty_enable(struct de_machine_client *client, uint16_t domain);
+int de_client_log_dirty_disable(struct de_machine_client *client, uint16_t domain);
+/** Not at one moment for ranges over 2^21 gfns. */
+int de_client_log_dirty_read(struct de_machine_client *client, uint16_t domain, bool clean, uint32_t first,
+                             uint32_t count, uint8_t *bits);
 /** -ENOMEM per page also if this client has mapped the frame 65,535 times already. */
 int de_client_map(struct de_machine_client *client, uint16_t domain, bool writable, const uint32_t *gfns,
                   size_t count, uint8_t **pages, int32_t *errors);

@@ -162,6 +162,14 @@ static void evict(uint16_t domain, uint32_t gfn)
     CHECK_EQ(HV(paging_evict, domain, gfn), 0);
 }
 
+static void share_two(uint16_t a, uint32_t gfn_a, uint16_t b, uint32_t gfn_b)
+{
+    uint64_t handle_a, handle_b;
+    CHECK_EQ(HV(share_nominate, a, gfn_a, &handle_a), 0);
+    CHECK_EQ(HV(share_nominate, b, gfn_b, &handle_b), 0);
+    CHECK_EQ(HV(share, a, gfn_a, handle_a, b, gfn_b, handle_b), 0);
+}
+
 static void test_arguments(void)
 {
     struct de_machine *none;
@@ -254,16 +262,139 @@ static void test_claims(void)
     CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, errors), 4);
     CHECK_EQ(errors[4], -ENOMEM);
     CHECK_EQ(account().free, 2);
-    /* Its own claim is what the claimant draws on: here for a load. */
+    /* What the claimant gives up goes back into its claim, and nobody else gets it. */
     CHECK_EQ(HV(paging_enable, a), 0);
     evict(a, 0);
-    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 1);
-    CHECK_EQ(account().free, account().claimed);
+    CHECK_EQ(account_domain(a).claimed, 3);
+    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 0);
+    /* Its own claim is what the claimant draws on: here for a load. */
     CHECK_EQ(HV(paging_load, a, 0, (const uint8_t[DE_PAGE_SIZE]){1}), 0);
-    CHECK_EQ(account_domain(a).claimed, 1);
+    CHECK_EQ(account_domain(a).claimed, 2);
     CHECK_EQ(de_machine_claim(machine, a, 0), 0);
     CHECK_EQ(account().claimed, 0);
-    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 1);
+    evict(a, 0);
+    CHECK_EQ(account().claimed, 0);
+    CHECK_EQ(de_machine_populate(machine, b, NULL, NULL, 8, NULL), 3);
+    finish();
+}
+
+/* A copy on write comes out of the writer's claim, however little is left for others. */
+static void test_claims_and_sharing(void)
+{
+    start(6);
+    uint16_t a = make_domain(2, 1);
+    uint16_t b = make_domain(2, 1);
+    share_two(a, 0, b, 0);
+    share_two(a, 1, b, 1);
+    CHECK_EQ(de_machine_claim(machine, b, 2), 0);
+    uint16_t other;
+    CHECK_EQ(de_machine_domain_create(machine, 4, &other), 0);
+    CHECK_EQ(de_machine_populate(machine, other, NULL, NULL, 4, NULL), 2);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, b, &vcpu), 0);
+    for (uint32_t gfn = 0; gfn < 2; gfn++)
+        CHECK_EQ(de_machine_guest_write(vcpu, gfn, 0, "x", 1), 0);
+    CHECK_EQ(account_domain(b).claimed, 0);
+    CHECK_EQ(account().free, 0);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
+static uint8_t dirty_bits(uint16_t domain, bool clean)
+{
+    uint8_t bits = 0xff;
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, clean, 0, 8, &bits), 0);
+    return bits;
+}
+
+static void test_log_dirty(void)
+{
+    start(16);
+    uint16_t domain = make_domain(8, 1);
+    uint8_t bits[2];
+    CHECK_EQ(de_machine_log_dirty_enable(machine, 99), -ESRCH);
+    CHECK_EQ(de_machine_log_dirty_disable(machine, 99), -ESRCH);
+    CHECK_EQ(de_machine_log_dirty_read(machine, 99, true, 0, 8, bits), -ESRCH);
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, true, 0, 9, bits), -EINVAL);
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, true, 3, 5, bits), -EINVAL);
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, true, 0, 3, bits), -EINVAL);
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, true, 8, 0, bits), 0);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    uint8_t byte;
+    CHECK_EQ(dirty_bits(domain, true), 0);
+    CHECK_EQ(de_machine_log_dirty_enable(machine, domain), 0);
+    CHECK_EQ(de_machine_log_dirty_enable(machine, domain), -EINVAL);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 2), DE_P2M_LOGDIRTY);
+    CHECK_EQ(account_domain(domain).private_gfns, 8);
+    /* A read is none; dom0's write is not seen. */
+    CHECK_EQ(de_machine_guest_read(vcpu, 1, 0, &byte, 1), 0);
+    uint8_t *page;
+    CHECK_EQ(map_one(domain, true, 3, &page), 0);
+    page[0] = 9;
+    unmap_one(page);
+    CHECK_EQ(de_machine_guest_write(vcpu, 2, 0, "x", 1), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 2, 1, "x", 1), 0);
+    CHECK_EQ(dirty_bits(domain, false), 1u << 2);
+    CHECK_EQ(dirty_bits(domain, true), 1u << 2);
+    CHECK_EQ(dirty_bits(domain, true), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 2, 0, "x", 1), 0);
+    CHECK_EQ(dirty_bits(domain, false), 1u << 2);
+    CHECK_EQ(de_machine_log_dirty_disable(machine, domain), 0);
+    CHECK_EQ(de_machine_log_dirty_disable(machine, domain), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 2), DE_P2M_RAM_RW);
+    CHECK_EQ(de_machine_guest_write(vcpu, 2, 0, "x", 1), 0);
+    CHECK_EQ(dirty_bits(domain, true), 0);
+    /* Whoever turns it on next begins with no bit. */
+    CHECK_EQ(de_machine_log_dirty_enable(machine, domain), 0);
+    CHECK_EQ(dirty_bits(domain, true), 0);
+    de_vcpu_free(vcpu);
+    finish();
+}
+
+/* Watched, evicted, loaded, shared and copied pages among those that are logged. */
+static void test_log_dirty_beside(void)
+{
+    start(16);
+    uint16_t domain = make_domain(8, 1);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(de_machine_log_dirty_enable(machine, domain), 0);
+    struct de_vcpu *vcpu;
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    /* A load brings no news. */
+    evict(domain, 0);
+    CHECK_EQ(HV(paging_load, domain, 0, (const uint8_t[DE_PAGE_SIZE]){1}), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_LOGDIRTY);
+    CHECK_EQ(dirty_bits(domain, true), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 0, 0, "x", 1), 0);
+    CHECK_EQ(dirty_bits(domain, true), 1);
+    /* What is out keeps its bit, and a clean leaves its type alone. */
+    CHECK_EQ(de_machine_guest_write(vcpu, 1, 0, "x", 1), 0);
+    evict(domain, 1);
+    CHECK_EQ(dirty_bits(domain, true), 1u << 1);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 1), DE_P2M_PAGED);
+    CHECK_EQ(HV(paging_load, domain, 1, (const uint8_t[DE_PAGE_SIZE]){1}), 0);
+    /* A copy on write, and a page made private in place, were written. */
+    uint16_t other = make_domain(8, 1);
+    share_two(domain, 2, other, 2);
+    share_two(domain, 3, other, 3);
+    CHECK_EQ(dirty_bits(domain, true), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 2), DE_P2M_SHARED);
+    CHECK_EQ(de_machine_guest_write(vcpu, 2, 0, "x", 1), 0);
+    CHECK_EQ(HV(unshare, other, 3), 0);
+    CHECK_EQ(HV(unshare, domain, 3), 0);
+    CHECK_EQ(dirty_bits(domain, true), 1u << 2 | 1u << 3);
+    CHECK_EQ(dirty_bits(other, true), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 2), DE_P2M_LOGDIRTY);
+    /* A hole that is filled is not noted, nor the first writes to it. */
+    CHECK_EQ(de_machine_guest_release(vcpu, 5), 0);
+    CHECK_EQ(de_machine_guest_obtain(vcpu, 5), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 5, 0, "x", 1), 0);
+    CHECK_EQ(dirty_bits(domain, true), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 5, 0, "x", 1), 0);
+    CHECK_EQ(dirty_bits(domain, true), 1u << 5);
+    CHECK_EQ(HV(paging_disable, domain), 0);
+    de_vcpu_free(vcpu);
     finish();
 }
 
@@ -664,14 +795,6 @@ static void test_drop(void)
     CHECK_EQ(account().used, 2);
     de_vcpu_free(vcpu);
     finish();
-}
-
-static void share_two(uint16_t a, uint32_t gfn_a, uint16_t b, uint32_t gfn_b)
-{
-    uint64_t handle_a, handle_b;
-    CHECK_EQ(HV(share_nominate, a, gfn_a, &handle_a), 0);
-    CHECK_EQ(HV(share_nominate, b, gfn_b, &handle_b), 0);
-    CHECK_EQ(HV(share, a, gfn_a, handle_a, b, gfn_b, handle_b), 0);
 }
 
 static void test_sharing(void)
@@ -1099,6 +1222,60 @@ static void test_guests_under_threads(void)
 }
 
 #ifndef THROUGH_CLIENT
+enum { LOGGED_GFNS = 64 };
+
+struct look {
+    uint8_t bits[LOGGED_GFNS / 8];
+    uint8_t pages[LOGGED_GFNS][DE_PAGE_SIZE];
+};
+
+static void look(uint16_t domain, struct look *look)
+{
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, true, 0, LOGGED_GFNS, look->bits), 0);
+    for (uint32_t gfn = 0; gfn < LOGGED_GFNS; gfn++) {
+        uint8_t *page;
+        CHECK_EQ(map_one(domain, false, gfn, &page), 0);
+        memcpy(look->pages[gfn], page, DE_PAGE_SIZE);
+        unmap_one(page);
+    }
+}
+
+/* Cleans in the middle of writes lose none: a page that differs from one look to the next was found dirty by
+ * this one's clean, or will be by that of the next. */
+static void test_log_dirty_under_threads(void)
+{
+    static struct look looks[3];
+    start(LOGGED_GFNS);
+    uint16_t domain = make_domain(LOGGED_GFNS, 0);
+    static uint8_t contents[LOGGED_GFNS][DE_PAGE_SIZE];
+    const uint8_t *content[LOGGED_GFNS];
+    for (int gfn = 0; gfn < LOGGED_GFNS; gfn++)
+        content[gfn] = memset(contents[gfn], gfn, DE_PAGE_SIZE);
+    CHECK_EQ(de_machine_log_dirty_enable(machine, domain), 0);
+    struct de_guest_options options = {
+        .seed = 5, .operations = 40000, .write_fraction = 0.3, .gfns = LOGGED_GFNS, .content = content};
+    struct de_guest *guest;
+    CHECK_EQ(de_guest_start(machine, domain, &options, &guest), 0);
+    uint64_t differed = 0;
+    for (unsigned round = 0, ends = 0; ends < 3; round++) {
+        ends += de_guest_progress(guest) == options.operations;
+        struct look *new = &looks[round % 3], *middle = &looks[(round + 2) % 3],
+                    *old = &looks[(round + 1) % 3];
+        look(domain, new);
+        for (uint32_t gfn = 0; round >= 2 && gfn < LOGGED_GFNS; gfn++) {
+            bool dirty = (middle->bits[gfn / 8] | new->bits[gfn / 8]) >> gfn % 8 & 1;
+            bool differs = memcmp(old->pages[gfn], middle->pages[gfn], DE_PAGE_SIZE) != 0;
+            CHECK(dirty || !differs);
+            differed += differs;
+        }
+    }
+    struct de_guest_result result;
+    de_guest_join(guest, &result, NULL);
+    CHECK_EQ(result.wrong_bytes, 0);
+    CHECK(differed > 0);
+    finish();
+}
+
 /* The checker must be able to fail: another content than the guest expects is counted byte by byte. */
 static void test_guest_counts_wrong_bytes(void)
 {
@@ -1151,6 +1328,9 @@ int main(void)
     test_claims();
     test_identity();
     test_handle_from_before_a_write();
+    test_claims_and_sharing();
+    test_log_dirty();
+    test_log_dirty_beside();
     test_paging_states();
     test_write_through_mapping_is_lost();
     test_map_of_paged_page();
@@ -1172,6 +1352,7 @@ int main(void)
     test_take_over();
     test_guests_under_threads();
 #ifndef THROUGH_CLIENT
+    test_log_dirty_under_threads();
     test_guest_counts_wrong_bytes();
 #endif
     return 0;

@@ -163,6 +163,9 @@ static inline int client_unpause(struct de_machine_client *client, uint16_t doma
 #define de_machine_p2m_type de_client_p2m_type
 #define de_machine_populate de_client_populate
 #define de_machine_claim de_client_claim
+#define de_machine_log_dirty_disable de_client_log_dirty_disable
+#define de_machine_log_dirty_enable de_client_log_dirty_enable
+#define de_machine_log_dirty_read de_client_log_dirty_read
 #define de_machine_map de_client_map
 #define de_machine_unmap de_client_unmap
 #define de_vcpu de_client_vcpu

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.hypervisor.protocol import Addresses, Capabilities, DomainInfo, Gfns, HostMemory
+from diffengine.hypervisor.protocol import Addresses, Capabilities, DomainFrames, DomainInfo, Gfns, HostMemory
 from diffengine.hypervisor.xen.connection import DOM0, Connection, XenDomain, XenError
 from diffengine.hypervisor.xen.probe import Abilities, probe
 
@@ -183,6 +183,20 @@ class XenHost:
     def claim(self, domid: int, frames: int) -> bool:
         """See protocol.Host. Xen takes a new promise only when the former one was taken back."""
         return self._connection.attempt("xc_domain_claim_pages", domid, frames) >= 0
+
+    def domain_frames(self, domid: int) -> DomainFrames | None:
+        for domain in self._connection.domains():
+            if domain.domid == domid:
+                return DomainFrames(own=domain.pages, claimed=domain.outstanding_pages)
+        return None
+
+    def log_dirty(self, domid: int, on: bool) -> bool:
+        """Not among the capabilities."""
+        return False
+
+    def take_dirty(self, domid: int, gfns: int) -> NDArray[np.bool_] | None:
+        """Not among the capabilities."""
+        return None
 
 
 def _pointer(ffi: Any, kind: str, array: NDArray[Any], writes: bool = False) -> Any:
