@@ -51,6 +51,20 @@ class Bench:
         guest = Guest(self.machine, self.domids[number], addresses(self.contents[number]), operations, 0.0, seed=1)
         return guest.join().wrong_bytes
 
+    def write_pages(self, number: int, gfns: Sequence[int], byte: int) -> None:
+        """As a device model does, through a mapping; the engine's log of written pages does not see it."""
+        machine, count = self.machine, len(gfns)
+        ffi, lib = machine.binding.ffi, machine.binding.lib
+        pages, errors, c_gfns = (
+            ffi.new("uint8_t *[]", count),
+            ffi.new("int32_t[]", count),
+            ffi.new("uint32_t[]", list(gfns)),
+        )
+        assert lib.de_machine_map(machine.handle, self.domids[number], True, c_gfns, count, pages, errors) == count
+        for page in pages:
+            ffi.memmove(page, bytes([byte]) * PAGE, PAGE)
+        lib.de_machine_unmap(machine.handle, pages, count)
+
     def mapped_frames(self, number: int, gfns: Sequence[int]) -> NDArray[np.uint64]:
         """Where the frames of pages are: equal addresses are one frame."""
         with self.machine.map(self.domids[number], np.array(gfns, dtype=np.uint32)) as mapping:
@@ -70,6 +84,7 @@ def bench(
     machine_type: type[Machine] = Machine,
     pager_type: type[Pager] = Pager,
     store_bytes: int = 64 << 20,
+    log_dirty: bool = False,
 ) -> Iterator[Bench]:
     """One domain for each of `contents`, in the trust groups given (else all in one)."""
     machine = machine_type(sum(map(len, contents)) * 2 + 64)
@@ -82,7 +97,7 @@ def bench(
             for number, pages in enumerate(contents):
                 domid = machine.create_domain(addresses(pages))
                 pager.add_domain(domid, len(pages))
-                engine.add_domain(domid, len(pages), groups[number] if groups else "all", min_resident)
+                engine.add_domain(domid, len(pages), groups[number] if groups else "all", min_resident, log_dirty)
                 made.domids.append(domid)
             yield made
             engine.close()

@@ -23,6 +23,7 @@ from diffengine.engine.pages import (
     OUT,
     READABLE,
     UNKNOWN_KEY,
+    WRITTEN,
     Domain,
     PageTable,
     Place,
@@ -34,6 +35,7 @@ from diffengine.engine.report import EngineReport, count_places, saved_by_evicti
 from diffengine.engine.sharing import Sharing
 from diffengine.engine.swapping import Swapper
 from diffengine.engine.visits import portion, portions_of_sweep
+from diffengine.engine.written import WrittenPages, differing
 from diffengine.hypervisor.protocol import Host, Outcome, Pager, PageState
 from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
 
@@ -58,6 +60,7 @@ class Engine:
         shares, evicts = policy.uses(Technique.SHARE), policy.evicts and self._capabilities.paging
         self._table = PageTable(shares, evicts, evicts and policy.uses(Technique.PATCH))
         self._reasons = Reasons()
+        self._written = WrittenPages(host, self._table, self._reasons)
         self._digester = Digester(options.seed, 0, 1)
         self._sharing: Sharing | None = None
         if shares:
@@ -82,20 +85,34 @@ class Engine:
 
     # Domains.
 
-    def add_domain(self, domid: int, gfns: int, trust_group: str, min_resident_pages: int = 0) -> None:
+    def add_domain(
+        self, domid: int, gfns: int, trust_group: str, min_resident_pages: int = 0, log_dirty: bool = False
+    ) -> None:
         """From the next sweep on. The pager must have it already, maybe with pages that are out, or watched, since an
-        earlier engine's days. `trust_group`: whom it may share and patch with."""
+        earlier engine's days. `trust_group`: whom it may share and patch with. `log_dirty`: M from the host's log, not
+        from digests, for a domain that will not be saved or migrated."""
         group = self._groups.setdefault(trust_group, len(self._groups) + 1)
         domain = self._table.add_domain(domid, gfns, group, min_resident_pages)
         if self._capabilities.paging:
             recover_places(self._pager, self._table, domain)
+        if log_dirty:
+            self._written.begin(domain)
         self._watch_rates[domid] = WatchRate(self._options.fault_limit)
         self._refault_limits[domid] = RefaultLimit(self._options.refault_limit)
         self._portion = self._portions = 0
 
+    def stop_log_dirty(self, domid: int) -> None:
+        """Before a domain is saved or migrated: whoever does that needs the log for itself."""
+        for domain in self._domains_with(domid):
+            self._written.end(domain)
+
+    def _domains_with(self, domid: int) -> list[Domain]:
+        return [domain for domain in self._table.domains if domain.domid == domid]
+
     def remove_domain(self, domid: int) -> None:
         """It is gone, or not to be worked on any more."""
-        for domain in [domain for domain in self._table.domains if domain.domid == domid]:
+        for domain in self._domains_with(domid):
+            self._written.end(domain)
             self._table.remove_domain(domain)
             del self._watch_rates[domid], self._refault_limits[domid]
         self._portion = self._portions = 0
@@ -141,6 +158,7 @@ class Engine:
         self._forget_gone_domains()
         self._portions = portions_of_sweep(max((domain.gfns for domain in self._table.domains), default=1))
         self._sweep_start_s = now_s
+        self._written.begin_sweep(self._sweeps)
         cycles = self._sharing.cycles if self._sharing else 0
         if self._sharing:
             self._sharing.begin_sweep()
@@ -213,11 +231,15 @@ class Engine:
         table.idle[pages[new]] = 0
 
     def _look_at_content(self, domain: Domain, pages: PageNumbers) -> None:
-        """Digests the pages that have a frame; a digest that changed means C1."""
-        table = self._table
-        pages = pages[READABLE[table.place[pages]]]
-        if not len(pages):
-            return
+        """Digests the pages that have a frame, or those of them that were written; a digest that changed means C1."""
+        pages = pages[READABLE[self._table.place[pages]]]
+        needed = self._written.to_digest(domain, pages)
+        clock.count_visit(self._table.quiet, pages[~needed])
+        pages = pages[needed]
+        if len(pages):
+            self._digest(domain, pages)
+
+    def _digest(self, domain: Domain, pages: PageNumbers) -> None:
         digests = np.empty(len(pages), dtype=np.uint64)
         kinds = np.empty(len(pages), dtype=np.uint8)
         with self._host.map(domain.domid, pages - np.uint32(domain.first)) as mapping:
@@ -227,7 +249,7 @@ class Engine:
             self._digester.digest(mapping.addresses[mapped], digests[:count], kinds[:count], no_keys)
             self._pace.worked(Work.DIGEST, count)
         self._lose_holes(pages[~mapped])
-        self._note_keys(pages[mapped], self._salted(digests[:count], domain.group))
+        self._note_keys(domain, pages[mapped], self._salted(digests[:count], domain.group))
 
     @staticmethod
     def _salted(digests: NDArray[np.uint64], group: int) -> NDArray[np.uint64]:
@@ -242,9 +264,11 @@ class Engine:
         table.keys[pages] = UNKNOWN_KEY
         table.quiet[pages] = 0
 
-    def _note_keys(self, pages: PageNumbers, keys: NDArray[np.uint64]) -> None:
+    def _note_keys(self, domain: Domain, pages: PageNumbers, keys: NDArray[np.uint64]) -> None:
         table = self._table
-        changed = pages[table.keys[pages] != keys]
+        differs = table.keys[pages] != keys
+        self._written.note(domain, pages, differs, table.keys[pages] != UNKNOWN_KEY)
+        changed = pages[differs]
         back = pages[table.place[pages] == Place.HOLE]
         table.keys[pages] = keys
         clock.count_visit(table.quiet, pages)
@@ -252,8 +276,8 @@ class Engine:
         table.leave_frames(changed)
         table.place[changed] = Place.RESIDENT
         table.place[back] = Place.RESIDENT
-        if table.evicts:
-            table.notes[changed] = 0
+        if table.has_notes:
+            table.notes[changed] &= WRITTEN  # the rest is of the content
         self._reasons.add(Reason.MODIFIED, len(changed))
 
     def _states(self, pages: PageNumbers) -> NDArray[np.uint8]:
@@ -288,6 +312,7 @@ class Engine:
             return
         results = self._pager.share(*self._table.locate(sources), *self._table.locate(clients))
         self._reasons.add_results("share", results)
+        self._table.doubt(np.concatenate([sources, clients])[np.tile(differing(results), 2)])
         done = results == Outcome.DONE
         assert self._sharing is not None
         self._sharing.joined(sources[done], clients[done])

@@ -19,6 +19,7 @@ from diffengine.engine.pages import EVICTABLE, FUTILE, HEADER_BYTES, INDEXED, Pa
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.similarity import Similarity
+from diffengine.engine.written import differing
 from diffengine.hypervisor.protocol import Host, NewObjects, Outcome, Pager, Results, StoreFullError
 from diffengine.native import (
     NONE,
@@ -336,6 +337,7 @@ class Evictor:
         self._reasons.add_results("evict", results)
         # It is nominated all the same, unless it was touched.
         refused = pages[results != Outcome.DONE]
+        self._table.doubt(pages[differing(results)])
         self._table.idle[refused] = 0
         self._table.quiet[refused] = np.minimum(self._table.quiet[refused], 1)
         return results

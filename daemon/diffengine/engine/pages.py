@@ -54,11 +54,14 @@ LEADS = places(Place.RESIDENT, Place.SHARED, Place.WATCHED, Place.PATCHED, Place
 # Notes about a page's present content, as bits.
 FUTILE = np.uint8(1)  # compression does not make it smaller
 INDEXED = np.uint8(2)  # the similarity index has had it
+# Not of its content: it is to be digested, for it was written, or is not what it was taken for.
+WRITTEN = np.uint8(4)
 
 
 @dataclass
 class Domain:
-    """One domain and where its pages are. group: its trust group's number."""
+    """One domain and where its pages are. group: its trust group's number. logged: the host logs which of its pages
+    are written; told, missed: how well (written.py)."""
 
     domid: int
     gfns: int
@@ -67,6 +70,9 @@ class Domain:
     min_resident: int
     touches: int = 0
     refaults: int = 0
+    logged: bool = False
+    told: int = 0
+    missed: int = 0
 
     @property
     def part(self) -> slice:
@@ -81,6 +87,7 @@ class PageTable:
     shares: bool
     evicts: bool
     patches: bool
+    has_notes: bool = field(init=False)
     domains: list[Domain] = field(default_factory=list)
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
     quiet: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
@@ -93,13 +100,29 @@ class PageTable:
     source: PageNumbers = field(default_factory=lambda: np.empty(0, dtype=np.uint32))
     sharers: NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, dtype=np.uint16))
 
+    def __post_init__(self) -> None:
+        self.has_notes = self.evicts
+
+    def keep_notes(self) -> None:
+        """From now on, if there were none."""
+        if not self.has_notes:
+            self.has_notes = True
+            self.notes = np.zeros(len(self.keys), dtype=np.uint8)
+
+    def doubt(self, pages: PageNumbers) -> None:
+        """Has pages digested at their next visit that were not what they were taken for."""
+        if self.has_notes:
+            self.notes[pages] |= WRITTEN
+
     def _arrays(self) -> Iterator[tuple[str, Any]]:
         """Name and content of a fresh page, of the arrays that are in use."""
         yield "keys", UNKNOWN_KEY
         yield "quiet", 0
         yield "place", Place.RESIDENT
         if self.evicts:
-            yield from (("idle", 0), ("backoff", 0), ("notes", 0), ("saved", 0))
+            yield from (("idle", 0), ("backoff", 0), ("saved", 0))
+        if self.has_notes:
+            yield "notes", 0
         if self.patches:
             yield "depths", 0
         if self.shares:

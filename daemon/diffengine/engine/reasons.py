@@ -28,6 +28,12 @@ class Reason(StrEnum):
     EVICTED_SHARE = "evicted_share_limit"
     STORE_FULL = "store_full"
     UNMAPPED = "not_mapped"
+    # Not of pages: why a domain's log of written pages was not used, and what it failed to tell.
+    NO_LOG = "log_dirty_host_cannot"
+    LOG_IN_USE = "log_dirty_refused"
+    LOG_FAILED = "log_dirty_failed"
+    LOG_BLIND = "log_dirty_blind"
+    LOG_MISSED = "log_dirty_missed_pages"
 
 
 class Reasons:

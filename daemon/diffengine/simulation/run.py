@@ -101,7 +101,7 @@ class Simulation:
             domid = self._machine.create_domain(plan.content)
             self._pager.add_domain(domid, plan.gfns)
             minimum = int(plan.scenario.min_resident_mib * (1 << 20)) // PAGE_BYTES
-            self._engine.add_domain(domid, plan.gfns, plan.scenario.trust_group, minimum)
+            self._engine.add_domain(domid, plan.gfns, plan.scenario.trust_group, minimum, plan.scenario.log_dirty)
             self._domids.append(domid)
 
     def start(self) -> None:

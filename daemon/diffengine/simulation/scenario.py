@@ -59,6 +59,7 @@ class DomainScenario:
     program: ProgramScenario
     trust_group: str
     min_resident_mib: float
+    log_dirty: bool
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def _domain(table: CheckedTable, number: int, folders: Sequence[Path]) -> Domain
     program = _program(table, folders)
     trust_group = table.text("trust_group", name) or name
     min_resident_mib = table.number("min_resident_mib", 0, 0, MOST_MIB, " MiB")
+    log_dirty = table.flag("log_dirty", False)
     table.finish()
     if memory_mib is None and not table.has("image"):
         table.errors.append(f"{table.name('memory_mib')}: must be set for a domain without an image")
@@ -155,7 +157,7 @@ def _domain(table: CheckedTable, number: int, folders: Sequence[Path]) -> Domain
         table.refuse("min_resident_mib", f"at most the domain's memory, {memory_mib} MiB")
     if program.kind in ("working-set", "trace") and not table.has("image"):
         table.errors.append(f"{table.name('image')}: must be set for the program {program.kind}")
-    return DomainScenario(name, memory_mib, image, program, trust_group, min_resident_mib)
+    return DomainScenario(name, memory_mib, image, program, trust_group, min_resident_mib, log_dirty)
 
 
 def _program(table: CheckedTable, folders: Sequence[Path]) -> ProgramScenario:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""M without digests, an option per domain: the hypervisor logs which pages the guest's vCPUs wrote.
+
+Nothing is ever saved on the log's word: whatever is proposed is compared byte by byte. So a write that it does not tell
+of (by dom0 through a mapping, or after somebody else reset it) costs savings, not content. Such writes are found all
+the same: each page is digested in one sweep in LOOK_AGAIN_SWEEPS whatever the log says, and where a comparison failed.
+A log that misses more than it tells is not used any more.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffengine.engine.pages import UNKNOWN_KEY, WRITTEN, Domain, PageTable
+from diffengine.engine.reasons import Reason, Reasons
+from diffengine.hypervisor.protocol import Host, Outcome, Results
+from diffengine.native import PageNumbers
+
+# A visit over unchanged memory digests so many times less than the first.
+LOOK_AGAIN_SWEEPS = 64
+# Fewer than this may be a device's buffers in a guest that does little else.
+MOST_MISSED = 64
+
+
+def look_again(gfns: NDArray[np.uint32], sweep: int) -> NDArray[np.bool_]:
+    """The pages that are digested in this sweep whatever the log says."""
+    result: NDArray[np.bool_] = gfns % LOOK_AGAIN_SWEEPS == sweep % LOOK_AGAIN_SWEEPS
+    return result
+
+
+def is_blind(told: int, missed: int) -> bool:
+    """Is a log useless, of so many changes that it told and missed among pages that were looked at again."""
+    return missed > MOST_MISSED and missed > told
+
+
+def differing(results: Results) -> NDArray[np.bool_]:
+    """Answers to a proposal which say that a page is not what it was taken for."""
+    result: NDArray[np.bool_] = (results == Outcome.DIFFERS) | (results == Outcome.NO_PAGE)
+    return result
+
+
+class WrittenPages:
+    """The logs of those domains that have one."""
+
+    def __init__(self, host: Host, table: PageTable, reasons: Reasons) -> None:
+        self._host = host
+        self._table = table
+        self._reasons = reasons
+        self._able = host.capabilities().log_dirty
+        self._sweep = 0
+
+    def begin(self, domain: Domain) -> None:
+        """Turns the log on, if the host can and nobody else uses it."""
+        if not self._able:
+            self._reasons.add(Reason.NO_LOG, 1)
+        elif self._host.log_dirty(domain.domid, True):
+            self._table.keep_notes()
+            domain.logged = True
+        else:
+            self._reasons.add(Reason.LOG_IN_USE, 1)
+
+    def end(self, domain: Domain) -> None:
+        """Turns it off: the domain is to be left alone, or saved, or migrated. Its pages are digested from now on."""
+        if domain.logged:
+            self._host.log_dirty(domain.domid, False)
+        domain.logged = False
+
+    def begin_sweep(self, sweep: int) -> None:
+        """Takes what was written since the last sweep; what is written from now on is told in the next one."""
+        self._sweep = sweep
+        for domain in self._table.domains:
+            if not domain.logged:
+                continue
+            if sweep % LOOK_AGAIN_SWEEPS == 0:
+                domain.told = domain.missed = 0
+            written = self._host.take_dirty(domain.domid, domain.gfns)
+            if written is None:
+                self._give_up(domain, Reason.LOG_FAILED)
+            elif is_blind(domain.told, domain.missed):
+                self._give_up(domain, Reason.LOG_BLIND)
+            else:
+                self._table.notes[domain.part][written] |= WRITTEN
+
+    def _give_up(self, domain: Domain, reason: Reason) -> None:
+        """The log is left on: whoever reset it may be using it."""
+        domain.logged = False
+        self._reasons.add(reason, 1)
+
+    def to_digest(self, domain: Domain, pages: PageNumbers) -> NDArray[np.bool_]:
+        """Which of a domain's pages have to be digested."""
+        if not domain.logged:
+            return np.ones(len(pages), dtype=np.bool_)
+        needed = (self._table.notes[pages] & WRITTEN) != 0
+        needed |= self._table.keys[pages] == UNKNOWN_KEY
+        result: NDArray[np.bool_] = needed | look_again(pages - np.uint32(domain.first), self._sweep)
+        return result
+
+    def note(self, domain: Domain, pages: PageNumbers, changed: NDArray[np.bool_], known: NDArray[np.bool_]) -> None:
+        """Pages that were digested now; known: whose digest was known before."""
+        if not domain.logged:
+            return
+        notes = self._table.notes
+        told = (notes[pages] & WRITTEN) != 0
+        notes[pages] &= ~WRITTEN
+        again = changed & known & look_again(pages - np.uint32(domain.first), self._sweep)
+        missed = int((again & ~told).sum())
+        domain.told += int((again & told).sum())
+        domain.missed += missed
+        self._reasons.add(Reason.LOG_MISSED, missed)
