@@ -66,6 +66,8 @@ static void look(struct xen_ring *ring)
     bool ready = xen_ring_ready(ring);
     bool taken = xen_ring_take(ring, &untrusted_event);
     require(taken == ready && ring->taken == before + taken);
+    uint32_t untrusted_gfns[DE_RING_SLOTS];
+    require(!taken || xen_ring_touched_by_xen(ring, &untrusted_event, untrusted_gfns) < DE_RING_SLOTS);
 }
 
 static void step(struct input *input, struct xen_ring *ring, uint8_t *page)

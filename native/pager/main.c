@@ -35,6 +35,9 @@ static const char usage[] =
     "\n"
     "  --state DIR       on a tmpfs, mode 0700: page tables, store, swap key, commands, statistics\n"
     "  --xen             of the Xen that this dom0 runs on\n"
+    "  --hide-ring UUID  with --xen: that domain can't write to its event ring, but no pager can take it "
+    "over\n"
+    "  --several-vcpus   with --xen: evict also from guests with several vCPUs, though that can crash Xen\n"
     "  --machine SOCKET  of diffengine-machine\n"
     "  --store-mib N     limit of a new store (default 65536)\n"
     "  --swap FILE       swap file, made if it is not there, its content lost if it is\n"
@@ -45,6 +48,7 @@ struct settings {
     struct de_pager_state state;
     const char *machine; /**< NULL: Xen */
     bool xen;
+    struct de_xen_options xen_options;
     unsigned long parent;
 };
 
@@ -67,12 +71,47 @@ static bool parse(const char *name, const char *text, unsigned long max, unsigne
     return false;
 }
 
-enum { STATE = 256, MACHINE, XEN, STORE, SWAP, SWAP_MIB, PARENT, HELP };
+static int hexadecimal(char digit)
+{
+    const char *digits = "0123456789abcdef", *found = digit ? strchr(digits, digit | 0x20) : NULL;
+    return found ? (int)(found - digits) : -1;
+}
+
+static bool parse_uuid(const char *text, struct de_uuid *uuid)
+{
+    size_t count = 0;
+    for (; *text; text++) {
+        if (*text == '-')
+            continue;
+        int digit = hexadecimal(*text);
+        if (digit < 0 || count == 2 * sizeof uuid->bytes)
+            return false;
+        uuid->bytes[count / 2] = (uint8_t)(uuid->bytes[count / 2] << 4 | digit);
+        count++;
+    }
+    return count == 2 * sizeof uuid->bytes;
+}
+
+static bool hide_ring(struct de_xen_options *options, const char *text)
+{
+    if (options->hidden_count < DE_XEN_MAX_HIDDEN &&
+        parse_uuid(text, &options->hidden[options->hidden_count])) {
+        options->hidden_count++;
+        return true;
+    }
+    fprintf(stderr, "diffengine-pager: --hide-ring %s: not a UUID, or more than %u of them\n", text,
+            DE_XEN_MAX_HIDDEN);
+    return false;
+}
+
+enum { STATE = 256, MACHINE, XEN, HIDE_RING, SEVERAL_VCPUS, STORE, SWAP, SWAP_MIB, PARENT, HELP };
 
 static const struct option long_options[] = {
     {"state", required_argument, NULL, STATE},
     {"machine", required_argument, NULL, MACHINE},
     {"xen", no_argument, NULL, XEN},
+    {"hide-ring", required_argument, NULL, HIDE_RING},
+    {"several-vcpus", no_argument, NULL, SEVERAL_VCPUS},
     {"store-mib", required_argument, NULL, STORE},
     {"swap", required_argument, NULL, SWAP},
     {"swap-mib", required_argument, NULL, SWAP_MIB},
@@ -94,6 +133,11 @@ static int take_option(int option, struct settings *settings)
         return -1;
     case XEN:
         settings->xen = true;
+        return -1;
+    case HIDE_RING:
+        return hide_ring(&settings->xen_options, optarg) ? -1 : EXIT_FAILURE;
+    case SEVERAL_VCPUS:
+        settings->xen_options.several_vcpus = true;
         return -1;
     case SWAP:
         settings->state.swap_path = optarg;
@@ -193,12 +237,13 @@ struct connection {
     struct de_xen *xen;
 };
 
-static bool connect_to(const struct settings *settings, struct connection *connection,
+static bool connect_to(struct settings *settings, struct connection *connection,
                        struct de_hypervisor *hypervisor)
 {
     char error[500];
     *connection = (struct connection){.machine = NULL};
-    int status = settings->xen ? de_xen_open(settings->state.directory, &connection->xen, error, sizeof error)
+    settings->xen_options.state_directory = settings->state.directory;
+    int status = settings->xen ? de_xen_open(&settings->xen_options, &connection->xen, error, sizeof error)
                                : de_client_connect(settings->machine, DE_CLIENT_READER, &connection->machine);
     if (status && settings->xen)
         fprintf(stderr, "diffengine-pager: --xen: %s\n", error);

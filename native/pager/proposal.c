@@ -56,6 +56,8 @@ static int watch(struct de_pager *pager, struct place place, struct entry *watch
         return DE_PROPOSAL_DONE;
     if (error == -ESRCH || error == -ENODEV)
         return DE_PROPOSAL_NO_DOMAIN;
+    if (error == -EOPNOTSUPP)
+        return DE_PROPOSAL_UNABLE;
     return error == -EBUSY ? DE_PROPOSAL_BUSY : DE_PROPOSAL_FAILED;
 }
 

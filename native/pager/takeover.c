@@ -286,6 +286,17 @@ static int adopt(struct opening *opening, uint16_t id, struct table *table, uint
     return DE_OK;
 }
 
+/* Its ring is out of reach for good (the price of hiding it): what is out can't come back. Others can be
+ * served. */
+static int give_up(struct opening *opening, uint16_t id, struct table *table)
+{
+    snprintf(table->header->failure, sizeof table->header->failure,
+             "domain %u is paused: its pager died, and its event ring can't be taken over; destroy it", id);
+    HYPERCALL(opening->pager, pause, id);
+    table_close(table);
+    return DE_OK;
+}
+
 /* @return DE_OK also if there is nothing left to take over. */
 static int take_domain(struct opening *opening, uint16_t id)
 {
@@ -302,6 +313,8 @@ static int take_domain(struct opening *opening, uint16_t id)
         error = take_ring(pager, id, &answered);
     if (!error)
         return adopt(opening, id, &table, answered);
+    if (error == -EOPNOTSUPP)
+        return give_up(opening, id, &table);
     table_close(&table);
     /* EINVAL: the table was there before the ring was, or after it. */
     return error == -ESRCH || error == -EINVAL ? forget_files(opening, id)

@@ -42,11 +42,6 @@ static int domain_uuid(void *context, uint16_t domain, struct de_uuid *uuid)
     return error;
 }
 
-static int paging_nominate(void *context, uint16_t domain, uint32_t gfn)
-{
-    return XEN_CALL((struct de_xen *)context, xc_mem_paging_nominate, domain, gfn);
-}
-
 static int paging_evict(void *context, uint16_t domain, uint32_t gfn)
 {
     return XEN_CALL((struct de_xen *)context, xc_mem_paging_evict, domain, gfn);
@@ -99,7 +94,7 @@ static const struct de_hypervisor_operations xen_operations = {
     .paging_enable = xen_paging_enable,
     .paging_disable = xen_paging_disable,
     .paging_take_over = xen_paging_take_over,
-    .paging_nominate = paging_nominate,
+    .paging_nominate = xen_paging_nominate,
     .paging_evict = paging_evict,
     .paging_load = paging_load,
     .share_nominate = share_nominate,
@@ -158,7 +153,7 @@ static int open_own(struct de_xen *xen, const char *state_directory, char *error
     return -saved;
 }
 
-int de_xen_open(const char *state_directory, struct de_xen **result, char *error, size_t capacity)
+int de_xen_open(const struct de_xen_options *options, struct de_xen **result, char *error, size_t capacity)
 {
     struct de_xen *xen = calloc(1, sizeof *xen);
     if (!xen) {
@@ -166,13 +161,16 @@ int de_xen_open(const char *state_directory, struct de_xen **result, char *error
         return -ENOMEM;
     }
     xen->directory = xen->interrupted = -1;
+    xen->several_vcpus = options->several_vcpus;
+    xen->hidden_count = options->hidden_count;
+    memcpy(xen->hidden, options->hidden, sizeof xen->hidden);
     pthread_mutex_init(&xen->lock, NULL);
     pthread_mutex_init(&xen->mappings_lock, NULL);
     int status = xen_library_open(&xen->library, NULL, error, capacity);
     if (!status)
         status = open_handles(xen, error, capacity);
     if (!status)
-        status = open_own(xen, state_directory, error, capacity);
+        status = open_own(xen, options->state_directory, error, capacity);
     if (status)
         de_xen_close(xen);
     else

@@ -74,6 +74,25 @@ static int enable(struct de_xen *xen, struct xen_domain *domain)
     return error;
 }
 
+static bool hidden(const struct de_xen *xen, const struct xen_record *record)
+{
+    for (size_t i = 0; i < xen->hidden_count; i++)
+        if (!memcmp(&xen->hidden[i], &record->uuid, sizeof record->uuid))
+            return true;
+    return false;
+}
+
+/* The guest can't write to a page that it does not have; but a successor can't map it, either. */
+static int hide(struct de_xen *xen, struct xen_domain *domain)
+{
+    xen_pfn_t frame = domain->record.gfn;
+    if (!hidden(xen, &domain->record))
+        return 0;
+    domain->record.flags |= XEN_RECORD_HIDDEN;
+    int error = xen_record_write(xen->directory, domain->id, &domain->record);
+    return error ? error : XEN_CALL(xen, xc_domain_decrease_reservation_exact, domain->id, 1, 0, &frame);
+}
+
 static int prepare(struct de_xen *xen, uint16_t id, struct xen_domain *domain)
 {
     xc_domaininfo_t information;
@@ -93,6 +112,7 @@ static int prepare(struct de_xen *xen, uint16_t id, struct xen_domain *domain)
         .id = id,
         .paging.port = XEN_PORT_NONE,
         .sharing.port = XEN_PORT_NONE,
+        .several_vcpus = information.max_vcpu_id > 0,
         .record = {.magic = XEN_RECORD_MAGIC, .gfn = (uint32_t)gfn},
     };
     memcpy(domain->record.uuid.bytes, information.handle, DE_UUID_BYTES);
@@ -115,7 +135,9 @@ int xen_paging_enable(void *context, uint16_t id)
     if (!error)
         error = enable(xen, &domain);
     if (!error) {
-        error = list_domain(xen, &domain);
+        error = hide(xen, &domain);
+        if (!error)
+            error = list_domain(xen, &domain);
         if (error) {
             XEN_CALL(xen, xc_mem_paging_disable, id);
             xen_record_remove(xen->directory, id);
@@ -152,7 +174,7 @@ int xen_paging_disable(void *context, uint16_t id)
 }
 
 /* The record says that a ring was enabled: is this still so, and of this domain? */
-static int check_record(struct de_xen *xen, uint16_t id, const struct xen_record *record)
+static int check_record(struct de_xen *xen, uint16_t id, const struct xen_record *record, bool *several_vcpus)
 {
     xc_domaininfo_t information;
     int error = xen_domain_information(xen, id, &information);
@@ -160,6 +182,7 @@ static int check_record(struct de_xen *xen, uint16_t id, const struct xen_record
         error = -ESRCH;
     if (error)
         return error;
+    *several_vcpus = information.max_vcpu_id > 0;
     if (record->flags & XEN_RECORD_HIDDEN)
         return -EOPNOTSUPP;
     if (record->port)
@@ -198,7 +221,7 @@ static int take_over_record(struct de_xen *xen, uint16_t id, struct xen_domain *
     int error = xen_record_read(xen->directory, id, &domain->record);
     if (error)
         return error == -ENOENT ? -EINVAL : error;
-    error = check_record(xen, id, &domain->record);
+    error = check_record(xen, id, &domain->record, &domain->several_vcpus);
     if (error == -ESRCH || error == -EINVAL)
         xen_record_remove(xen->directory, id);
     return error;

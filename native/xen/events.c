@@ -34,6 +34,8 @@ int xen_ring_take_event(void *context, uint16_t id, struct de_vm_event *event)
     pthread_mutex_lock(&xen->lock);
     struct xen_domain *domain = xen_domain_find(xen, id);
     int result = !domain ? -EINVAL : xen_ring_take(&domain->paging.ring, event);
+    if (result == 1)
+        xen_pin(domain, event);
     pthread_mutex_unlock(&xen->lock);
     return result;
 }

@@ -20,6 +20,8 @@
 #include "ring.h"
 
 #define XEN_PORT_NONE (-1)
+/** Pages per domain that are remembered as touched by Xen itself. */
+#define XEN_PINNED 64u
 
 /** A ring in use: its page mapped, its event channel bound. */
 struct xen_channel {
@@ -33,6 +35,11 @@ struct xen_domain {
     bool ready;              /**< to be announced by the next wait(), without an event */
     bool sharing_tried;      /**< the sharing ring was enabled, or can't be */
     uint64_t sharing_due_ns; /**< when what waits in the sharing ring is answered; 0: nothing waits */
+    bool several_vcpus;
+    bool translates;             /**< its kernel turned paging on */
+    uint64_t next_translate_ns;  /**< when to ask again whether it did */
+    uint32_t pinned[XEN_PINNED]; /**< gfns that Xen touches when it switches vCPUs */
+    uint32_t pinned_count;       /**< ever noted; the last XEN_PINNED are kept */
     struct xen_channel paging, sharing;
     struct xen_record record;
 };
@@ -44,7 +51,10 @@ struct de_xen {
     xc_interface *xc;
     xenforeignmemory_handle *memory;
     xenevtchn_handle *events;
+    bool several_vcpus;
     int directory;
+    struct de_uuid hidden[DE_XEN_MAX_HIDDEN];
+    size_t hidden_count;
     int interrupted; /**< an eventfd */
     _Atomic(uint64_t) no_frame_waits;
     pthread_mutex_t mappings_lock;
@@ -80,6 +90,11 @@ int xen_channel_bind(struct de_xen *xen, uint16_t domain, uint32_t port);
 /** Unmap and unbind what of both is there. */
 void xen_channel_close(struct de_xen *xen, struct xen_channel *channel);
 void xen_channel_notify(struct de_xen *xen, const struct xen_channel *channel);
+
+/* nominate.c */
+int xen_paging_nominate(void *context, uint16_t id, uint32_t gfn);
+/** Remember what Xen itself touches. The lock is held. */
+void xen_pin(struct xen_domain *domain, const struct de_vm_event *event);
 
 /* sharing_ring.c */
 /** Have vCPUs that find no frame for their copy of a shared page wait, not crash. Once per domain. Takes the

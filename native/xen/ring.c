@@ -90,6 +90,26 @@ bool xen_ring_ready(const struct xen_ring *ring)
     return waiting(ring, &scribbled) > 0;
 }
 
+static struct de_vm_event read_slot(const struct xen_ring *ring, uint32_t position)
+{
+    union head untrusted_head;
+    const _Atomic uint64_t *words = slot_words(ring, position);
+    for (size_t i = 0; i < sizeof untrusted_head.words / sizeof *untrusted_head.words; i++)
+        untrusted_head.words[i] = atomic_load_explicit(&words[i], memory_order_relaxed);
+    uint64_t untrusted_gfn = untrusted_head.event.paging.gfn;
+    return (struct de_vm_event){
+        .version = untrusted_head.event.version,
+        .flags = untrusted_head.event.flags,
+        .reason = untrusted_head.event.reason,
+        .vcpu_id = untrusted_head.event.vcpu_id,
+        /* No domain is so large that its last gfn has 32 bits set: what does not fit stays a gfn that nobody
+           has. */
+        .gfn = untrusted_gfn < UINT32_MAX ? (uint32_t)untrusted_gfn : UINT32_MAX,
+        .p2m_type = untrusted_head.event.paging.p2mt,
+        .paging_flags = untrusted_head.event.paging.flags,
+    };
+}
+
 bool xen_ring_take(struct xen_ring *ring, struct de_vm_event *untrusted_event)
 {
     bool scribbled;
@@ -97,25 +117,24 @@ bool xen_ring_take(struct xen_ring *ring, struct de_vm_event *untrusted_event)
     ring->scribbled += scribbled;
     if (!count)
         return false;
-    union head untrusted_head;
-    const _Atomic uint64_t *words = slot_words(ring, ring->taken);
-    for (size_t i = 0; i < sizeof untrusted_head.words / sizeof *untrusted_head.words; i++)
-        untrusted_head.words[i] = atomic_load_explicit(&words[i], memory_order_relaxed);
-    *untrusted_event = (struct de_vm_event){
-        .version = untrusted_head.event.version,
-        .flags = untrusted_head.event.flags,
-        .reason = untrusted_head.event.reason,
-        .vcpu_id = untrusted_head.event.vcpu_id,
-        /* No domain is so large that its last gfn has 32 bits set: a gfn that does not fit stays one that
-           nobody has. */
-        .gfn = untrusted_head.event.paging.gfn < UINT32_MAX ? (uint32_t)untrusted_head.event.paging.gfn
-                                                            : UINT32_MAX,
-        .p2m_type = untrusted_head.event.paging.p2mt,
-        .paging_flags = untrusted_head.event.paging.flags,
-    };
+    *untrusted_event = read_slot(ring, ring->taken);
     ring->taken++;
     atomic_store_explicit(REQUEST_EVENT(ring), ring->taken + 1, memory_order_release);
     return true;
+}
+
+unsigned xen_ring_touched_by_xen(const struct xen_ring *ring, const struct de_vm_event *event,
+                                 uint32_t *untrusted_gfns)
+{
+    bool scribbled;
+    unsigned found = 0;
+    uint32_t count = event->flags & DE_VM_EVENT_VCPU_PAUSED ? waiting(ring, &scribbled) : 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct de_vm_event untrusted_event = read_slot(ring, ring->taken + i);
+        if (untrusted_event.vcpu_id == event->vcpu_id && untrusted_event.flags & DE_VM_EVENT_VCPU_PAUSED)
+            untrusted_gfns[found++] = untrusted_event.gfn;
+    }
+    return found;
 }
 
 bool xen_ring_answer(struct xen_ring *ring, const struct de_vm_event *event)

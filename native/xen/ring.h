@@ -34,6 +34,13 @@ bool xen_ring_take(struct xen_ring *ring, struct de_vm_event *untrusted_event);
  * @return false: no request is unanswered.
  */
 bool xen_ring_answer(struct xen_ring *ring, const struct de_vm_event *event);
+/**
+ * What else waits in the ring for the vCPU that the event just taken paused. A paused vCPU runs no more of
+ * the guest's code: these are touches by Xen itself, when it switches that vCPU out or in.
+ * @param[out] untrusted_gfns DE_RING_SLOTS of them. @return how many.
+ */
+unsigned xen_ring_touched_by_xen(const struct xen_ring *ring, const struct de_vm_event *event,
+                                 uint32_t *untrusted_gfns);
 /** Whether something can be taken. */
 bool xen_ring_ready(const struct xen_ring *ring);
 

@@ -102,8 +102,8 @@ struct de_hypervisor_operations {
     /**
      * Become the pager of a domain whose pager is gone without having disabled: pages out stay out. Every
      * event after the last answer is in the ring once more, and is announced by wait(). -EBUSY: its pager is
-     * alive. -EINVAL: no ring enabled. With the machine in this process every pager counts as gone: it is the
-     * caller who knows.
+     * alive. -EINVAL: no ring enabled. -EOPNOTSUPP: the ring is out of reach. With the machine in this
+     * process every pager counts as gone: it is the caller who knows.
      * @param[out] answered How many answers the ring has had (Xen: its rsp_prod). Answers are counted, not
      * matched: after answers out of order one event comes twice and another not at all, unless the pager
      * keeps a record of its own, which this number completes.
@@ -113,6 +113,7 @@ struct de_hypervisor_operations {
     /**
      * ram_rw or logdirty -> paging_out. The next guest access gives an event with DE_PAGING_EVICT_FAIL.
      * -EBUSY: a hole, shared, already nominated, evicted or on its way in, mapped, or a special page.
+     * -EOPNOTSUPP: pages of this domain are not to be nominated.
      */
     int (*paging_nominate)(void *context, uint16_t domain, uint32_t gfn);
     /** paging_out -> paged; the frame is free. -EBUSY: not nominated (any more), or mapped. Nothing happened

@@ -51,7 +51,7 @@ enum de_proposal {
     DE_PROPOSAL_FULL = -10,      /**< the frame has as many sharers as it may */
     DE_PROPOSAL_NO_MEMORY = -11, /**< the hypervisor has no room for metadata */
     DE_PROPOSAL_FAILED = -12,    /**< the hypervisor gave an error that it should not */
-    DE_PROPOSAL_UNABLE = -13,    /**< the host can't do that (an adapter's answer, never the pager's) */
+    DE_PROPOSAL_UNABLE = -13,    /**< the host can't do that, or not with this domain */
     DE_PROPOSAL_SWAPPED = -14,   /**< the object is in swap, or stands on one that is: put the content anew */
     DE_PROPOSAL_NEEDED = -15,    /**< swap-out refused: an object in memory refers to it */
     DE_PROPOSAL_SWAP_FULL = -16, /**< no swap slot is free */

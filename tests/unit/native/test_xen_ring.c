@@ -169,6 +169,26 @@ static void test_scribbled_count(void)
     CHECK(shared->rsp_prod == 2);
 }
 
+/* What waits behind an event for the vCPU that it paused can't be the guest's own doing. */
+static void test_touched_by_xen(void)
+{
+    struct xen_ring ring;
+    struct de_vm_event event;
+    uint32_t found[DE_RING_SLOTS];
+    begin(&ring);
+    put_request(0, 10);
+    put_request(1, 20);
+    put_request(0, 11);
+    put_request(0, 12);
+    CHECK(xen_ring_take(&ring, &event));
+    CHECK(xen_ring_touched_by_xen(&ring, &event, found) == 2 && found[0] == 11 && found[1] == 12);
+    CHECK(xen_ring_take(&ring, &event));
+    CHECK(xen_ring_touched_by_xen(&ring, &event, found) == 0);
+    event.vcpu_id = 0;
+    event.flags = 0;
+    CHECK(xen_ring_touched_by_xen(&ring, &event, found) == 0);
+}
+
 int main(void)
 {
     test_layout();
@@ -178,5 +198,6 @@ int main(void)
     test_full();
     test_resume();
     test_scribbled_count();
+    test_touched_by_xen();
     return 0;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What hypervisor.h says of each operation, on a real Xen: run in dom0 as root with the number of a running
- * PVH guest that has memory of its own in use. Each test says its name and "ok"; the first that fails ends
- * the program.
+ * PVH guest with one vCPU that has memory of its own in use. Each test says its name and "ok"; the first that
+ * fails ends the program. Some tests cost the guest its life, and are asked for by name: "destroyed",
+ * "hidden"; "several" wants a guest with several vCPUs.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -25,6 +26,7 @@ static char directory[] = "/run/test-xen-XXXXXX";
 static uint16_t guest;
 static uint32_t gfns;
 static struct de_xen *xen;
+static struct de_xen_options options;
 static struct de_hypervisor hypervisor;
 static uint8_t copies[BATCH][DE_PAGE_SIZE];
 
@@ -33,7 +35,8 @@ static uint8_t copies[BATCH][DE_PAGE_SIZE];
 static void begin(void)
 {
     char error[500];
-    if (de_xen_open(directory, &xen, error, sizeof error)) {
+    options.state_directory = directory;
+    if (de_xen_open(&options, &xen, error, sizeof error)) {
         fprintf(stderr, "%s\n", error);
         exit(1);
     }
@@ -139,7 +142,8 @@ static void test_two_pagers(void)
     if (!child) {
         char other[] = "/run/test-xen-other-XXXXXX", error[500];
         struct de_xen *another;
-        if (!mkdtemp(other) || de_xen_open(other, &another, error, sizeof error))
+        struct de_xen_options others = {.state_directory = mkdtemp(other)};
+        if (!others.state_directory || de_xen_open(&others, &another, error, sizeof error))
             _exit(1);
         struct de_hypervisor second = de_xen_hypervisor(another);
         int status = second.operations->paging_enable(second.context, guest);
@@ -297,6 +301,53 @@ static void test_disable(void)
     CHECK_EQ(CALL(paging_disable, guest), 0);
 }
 
+/* Destroyed while events are in flight: nothing of ours keeps it. */
+static void test_destroyed(void)
+{
+    static uint32_t chosen[BATCH];
+    char command[80];
+    struct de_uuid uuid;
+    uint16_t ready[4];
+    CHECK_EQ(CALL(paging_enable, guest), 0);
+    CHECK(evict_some(0x3000, BATCH, chosen) > BATCH / 2);
+    sleep(1);
+    snprintf(command, sizeof command, "xl destroy %u & sleep 1", guest);
+    CHECK(system(command) == 0);
+    for (unsigned i = 0; i < 5; i++)
+        CALL(wait, SECOND_NS, ready, 4);
+    CHECK_EQ(CALL(domain_uuid, guest, &uuid), -ESRCH);
+    CHECK_EQ(CALL(paging_nominate, guest, 0x3000), -ESRCH);
+    CHECK_EQ(CALL(paging_disable, guest), -EINVAL);
+    snprintf(command, sizeof command, "! xl list | grep -w %u", guest);
+    CHECK(system(command) == 0);
+}
+
+/* Guests with several vCPUs are left alone, unless that is wanted. */
+static void test_several_vcpus(void)
+{
+    CHECK_EQ(CALL(paging_enable, guest), 0);
+    CHECK_EQ(CALL(paging_nominate, guest, 0x3000), -EOPNOTSUPP);
+    CHECK_EQ(CALL(paging_disable, guest), 0);
+}
+
+/* No ring page in the physmap: the pager works, a successor is refused. */
+static void test_hidden_ring(void)
+{
+    uint32_t answered;
+    const uint8_t *page;
+    CHECK_EQ(CALL(domain_uuid, guest, &options.hidden[0]), 0);
+    options.hidden_count = 1;
+    de_xen_close(xen);
+    begin();
+    CHECK_EQ(CALL(paging_enable, guest), 0);
+    uint32_t gfn = evict_one();
+    CHECK_EQ(map_one(gfn, &page), -ENOENT);
+    CHECK_EQ(CALL(paging_load, guest, gfn, copies[0]), 0);
+    de_xen_close(xen);
+    begin();
+    CHECK_EQ(CALL(paging_take_over, guest, &answered), -EOPNOTSUPP);
+}
+
 static void run(const char *name, void (*test)(void))
 {
     printf("%s ...\n", name);
@@ -305,15 +356,8 @@ static void run(const char *name, void (*test)(void))
     printf("%s: ok\n", name);
 }
 
-int main(int count, char **arguments)
+static void run_all(void)
 {
-    if (count != 3 || !mkdtemp(directory)) {
-        fputs("Usage: operations DOMAIN MIB\n", stderr);
-        return 2;
-    }
-    guest = (uint16_t)atoi(arguments[1]);
-    gfns = (uint32_t)atoi(arguments[2]) * 256;
-    begin();
     run("refusals", test_refusals);
     run("map in batches", test_map_batch);
     run("two pagers on one domain", test_two_pagers);
@@ -323,6 +367,26 @@ int main(int count, char **arguments)
     run("take over", test_take_over);
     run("pause", test_pause);
     run("disable and enable again", test_disable);
+}
+
+int main(int count, char **arguments)
+{
+    if (count < 3 || !mkdtemp(directory)) {
+        fputs("Usage: operations DOMAIN MIB [destroyed | several | hidden]\n", stderr);
+        return 2;
+    }
+    const char *only = count > 3 ? arguments[3] : "";
+    guest = (uint16_t)atoi(arguments[1]);
+    gfns = (uint32_t)atoi(arguments[2]) * 256;
+    begin();
+    if (!strcmp(only, "destroyed"))
+        run("destroyed with events in flight", test_destroyed);
+    else if (!strcmp(only, "several"))
+        run("several vCPUs", test_several_vcpus);
+    else if (!strcmp(only, "hidden"))
+        run("hidden ring", test_hidden_ring);
+    else
+        run_all();
     de_xen_close(xen);
     rmdir(directory);
     puts("operations: all ok");

@@ -45,7 +45,8 @@ static struct de_compress_context *compressor;
 static _Atomic pid_t pager_process;
 static atomic_uint kills_left, kills_done;
 static uint64_t random_state = 88172645463325252u;
-static unsigned long evicted, refused, shared, unshared, pager_loads, pager_touches, pager_events;
+static atomic_ulong evicted;
+static unsigned long refused, shared, unshared, pager_loads, pager_touches, pager_events;
 
 #define CALL(operation, ...) hypervisor.operations->operation(hypervisor.context, ##__VA_ARGS__)
 
@@ -114,7 +115,11 @@ static void *killer(void *unused)
     unsigned seed = 12345;
     (void)unused;
     while (atomic_load(&kills_left)) {
-        sleep_ms(20 + (unsigned)rand_r(&seed) % 600);
+        /* When it has done something, and at any moment after. */
+        unsigned long target = atomic_load(&evicted) + 1 + (unsigned long)rand_r(&seed) % 400;
+        for (unsigned i = 0; i < 200 && atomic_load(&evicted) < target; i++)
+            sleep_ms(25);
+        sleep_ms((unsigned)rand_r(&seed) % 100);
         pid_t victim = atomic_exchange(&pager_process, 0);
         if (!victim)
             continue;
@@ -191,32 +196,43 @@ static void evict_window(uint16_t domain)
     call(DE_COMMAND_RELEASE, count, &status);
 }
 
-/* Pages of two windows with the same checksum are proposed as a pair. */
-static uint32_t find_pairs(uint16_t left, uint16_t right, struct de_queue *area)
+/** A page seen on one side, by its checksum. */
+struct seen {
+    uint32_t checksum, gfn;
+    bool used;
+};
+
+static void look_at(struct seen *seen, unsigned side, uint32_t gfn, const uint8_t *page,
+                    struct de_queue *area, uint32_t *pairs)
 {
-    static struct {
-        uint32_t checksum, gfn;
-        bool used;
-    } seen[KEYS];
-    uint32_t pairs = 0;
+    uint32_t checksum = de_page_checksum(page);
+    struct seen *place = &seen[checksum % KEYS];
+    if (!side) {
+        *place = (struct seen){.checksum = checksum, .gfn = gfn, .used = true};
+    } else if (place->used && place->checksum == checksum && *pairs < WINDOW) {
+        area->domains[*pairs] = domains[0], area->gfns[*pairs] = place->gfn;
+        area->client_domains[*pairs] = domains[1], area->client_gfns[(*pairs)++] = gfn;
+        place->used = false;
+    }
+}
+
+/* Pages of two windows with the same checksum are proposed as a pair. */
+static uint32_t find_pairs(struct de_queue *area)
+{
+    static struct seen seen[KEYS];
+    static uint32_t numbers[KEYS / 2];
+    static const uint8_t *pages[KEYS / 2];
+    static int32_t errors[KEYS / 2];
+    uint32_t pairs = 0, first = random_below(gfns - KEYS);
     memset(seen, 0, sizeof seen);
     for (unsigned side = 0; side < 2; side++) {
-        uint32_t first = random_below(gfns - KEYS);
-        for (uint32_t gfn = first; gfn < first + 2048 && pairs < WINDOW; gfn++) {
-            const uint8_t *page;
-            int32_t error;
-            if (CALL(map, side ? right : left, &gfn, 1, &page, &error) != 1)
-                continue;
-            uint32_t checksum = de_page_checksum(page), key = checksum % KEYS;
-            CALL(unmap, &page, 1);
-            if (!side) {
-                seen[key].checksum = checksum, seen[key].gfn = gfn, seen[key].used = true;
-            } else if (seen[key].used && seen[key].checksum == checksum) {
-                area->domains[pairs] = left, area->gfns[pairs] = seen[key].gfn;
-                area->client_domains[pairs] = right, area->client_gfns[pairs++] = gfn;
-                seen[key].used = false;
-            }
-        }
+        for (uint32_t i = 0; i < KEYS / 2; i++)
+            numbers[i] = first + i;
+        CHECK(CALL(map, domains[side], numbers, KEYS / 2, pages, errors) >= 0);
+        for (uint32_t i = 0; i < KEYS / 2; i++)
+            if (pages[i])
+                look_at(seen, side, numbers[i], pages[i], area, &pairs);
+        CALL(unmap, pages, KEYS / 2);
     }
     return pairs;
 }
@@ -225,7 +241,7 @@ static void share_some(void)
 {
     struct de_queue *area = de_queue_area(queue);
     int status;
-    uint32_t pairs = find_pairs(domains[0], domains[1], area);
+    uint32_t pairs = find_pairs(area);
     if (!pairs || !call(DE_COMMAND_SHARE, pairs, &status))
         return;
     for (uint32_t i = 0; i < pairs; i++)
@@ -267,7 +283,8 @@ static void begin(int count, char **arguments)
         domains[domain_count++] = (uint16_t)atoi(arguments[i]);
     CHECK(mkdtemp(state_directory) && mkdtemp(own_directory));
     CHECK_EQ(de_compress_create(DE_COMPRESS_LZ4, 1, &compressor), DE_OK);
-    if (de_xen_open(own_directory, &xen, error, sizeof error)) {
+    struct de_xen_options options = {.state_directory = own_directory};
+    if (de_xen_open(&options, &xen, error, sizeof error)) {
         fprintf(stderr, "%s\n", error);
         exit(1);
     }
@@ -285,8 +302,8 @@ static void end(void)
     de_xen_close(xen);
     printf("takeover: %u kills, %lu evicted, %lu refused, %lu shared, %lu unshared; %lu events, %lu loads, "
            "%lu touches\n",
-           atomic_load(&kills_done), evicted, refused, shared, unshared, pager_events, pager_loads,
-           pager_touches);
+           atomic_load(&kills_done), atomic_load(&evicted), refused, shared, unshared, pager_events,
+           pager_loads, pager_touches);
 }
 
 int main(int count, char **arguments)
@@ -301,7 +318,7 @@ int main(int count, char **arguments)
     CHECK(!pthread_create(&thread, NULL, killer, NULL));
     for (unsigned round = 1; atomic_load(&kills_left); round++) {
         evict_window(domains[round % domain_count]);
-        if (domain_count > 1 && round % 16 == 0)
+        if (domain_count > 1 && round % 8 == 0)
             share_some();
         if (round % 200 == 0)
             fprintf(stderr, "round %u: %u kills left, %lu evicted\n", round, atomic_load(&kills_left),

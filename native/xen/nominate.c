@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which pages are left alone although Xen would nominate them.
+ *
+ * Xen writes a vCPU's runstate area through the guest's page tables whenever it switches that vCPU out or in.
+ * If one of those pages is nominated or evicted, each switch puts up to three events; and if the ring has no
+ * room for one, Xen sleeps in the middle of its scheduler, which is a BUG there: the host goes down. One vCPU
+ * can't fill a ring of eight so, two can. Hence guests with several vCPUs are not evicted from, unless
+ * whoever runs the host wants it; and pages that are seen to be touched like that are never nominated again.
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <xen/hvm/hvm_info_table.h>
+#include <xen/hvm/save.h>
+
+#define CR0_PAGING (UINT64_C(1) << 31)
+#define ASK_AGAIN_NS 1000000000u
+
+void xen_pin(struct xen_domain *domain, const struct de_vm_event *event)
+{
+    uint32_t untrusted_gfns[DE_RING_SLOTS];
+    unsigned count = xen_ring_touched_by_xen(&domain->paging.ring, event, untrusted_gfns);
+    for (unsigned i = 0; i < count; i++) {
+        bool known = false;
+        for (uint32_t k = 0; k < XEN_PINNED && k < domain->pinned_count && !known; k++)
+            known = domain->pinned[k] == untrusted_gfns[i];
+        if (!known)
+            domain->pinned[domain->pinned_count++ % XEN_PINNED] = untrusted_gfns[i];
+    }
+}
+
+static bool pinned(const struct xen_domain *domain, uint32_t gfn)
+{
+    for (uint32_t i = 0; i < XEN_PINNED && i < domain->pinned_count; i++)
+        if (domain->pinned[i] == gfn)
+            return true;
+    return false;
+}
+
+/* A kernel that has not turned its paging on yet is a boot loader, firmware, or one that never will. */
+static bool any_vcpu_translates(struct de_xen *xen, uint16_t id)
+{
+    HVM_SAVE_TYPE(CPU) registers;
+    for (uint16_t vcpu = 0; vcpu < HVM_MAX_VCPUS; vcpu++) {
+        if (XEN_CALL(xen, xc_domain_hvm_getcontext_partial, id, HVM_SAVE_CODE(CPU), vcpu, &registers,
+                     sizeof registers))
+            return false;
+        if (registers.cr0 & CR0_PAGING)
+            return true;
+    }
+    return false;
+}
+
+static bool translates(struct de_xen *xen, struct xen_domain *domain)
+{
+    uint64_t now_ns = xen_now_ns(xen);
+    if (!domain->translates && now_ns >= domain->next_translate_ns) {
+        domain->translates = any_vcpu_translates(xen, domain->id);
+        domain->next_translate_ns = now_ns + ASK_AGAIN_NS;
+    }
+    return domain->translates;
+}
+
+int xen_paging_nominate(void *context, uint16_t id, uint32_t gfn)
+{
+    struct de_xen *xen = context;
+    int error = 0;
+    pthread_mutex_lock(&xen->lock);
+    struct xen_domain *domain = xen_domain_find(xen, id);
+    if (domain && domain->several_vcpus && !xen->several_vcpus)
+        error = -EOPNOTSUPP;
+    else if (domain && (gfn == domain->record.gfn || pinned(domain, gfn) || !translates(xen, domain)))
+        error = -EBUSY;
+    pthread_mutex_unlock(&xen->lock);
+    return error ? error : XEN_CALL(xen, xc_mem_paging_nominate, id, gfn);
+}
