@@ -22,7 +22,7 @@ GUEST = DomainFacts(
     uuid="6f5c1c1e-4e38-4a9c-b5b7-000000000001",
     kind=DomainKind.PVH,
     hap=True,
-    running=True,
+    vcpus=1,
     pages=128 * MIB_PAGES,
     max_pages=128 * MIB_PAGES + 256,
     paged=0,
@@ -170,6 +170,7 @@ LIMITED_GUESTS = {
     "shadow paging": ({"hap": False}, "hap", "hap = 1"),
     "passthrough": ({"iommu": True}, "passthrough", "pci"),
     "populate on demand": ({"populate_on_demand": 5}, "populate on demand", "memory = maxmem"),
+    "several vCPUs": ({"vcpus": 2}, "vCPUs", "vcpus = 1"),
     "stub domain": ({"kind": DomainKind.HVM, "stub_device_model": True}, "stub domain", "override = 0"),
     "QEMU without shim": ({"kind": DomainKind.HVM, "device_model": DeviceModel(77, False)}, "device model", "the shim"),
 }
@@ -204,5 +205,5 @@ def test_what_is_out_and_shared_shows() -> None:
 
 
 def test_a_domain_that_never_runs_and_one_that_is_ballooned_down_are_notes() -> None:
-    assert finding(with_guest(running=False), "web", "type").level is Level.NOTE
+    assert finding(with_guest(vcpus=0), "web", "type").level is Level.NOTE
     assert finding(with_guest(pages=64 * MIB_PAGES), "web", "memory").level is Level.NOTE

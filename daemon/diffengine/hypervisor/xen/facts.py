@@ -27,7 +27,7 @@ class DomainFacts:
     """One domain other than dom0. pages, max_pages: frames that it has, and may have.
 
     populate_on_demand: pages that will get their frame on the first touch. iommu, stub_device_model: None where the
-    toolstack's configuration can't be had. running: it has vCPUs.
+    toolstack's configuration can't be had. vcpus: those online; a domain without any never runs.
     """
 
     domid: int
@@ -35,7 +35,7 @@ class DomainFacts:
     uuid: str
     kind: DomainKind
     hap: bool
-    running: bool
+    vcpus: int
     pages: int
     max_pages: int
     paged: int

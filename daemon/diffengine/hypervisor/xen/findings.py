@@ -206,7 +206,7 @@ def _domain(domain: DomainFacts, paging: bool, sharing: bool) -> list[Finding]:
     if domain.kind is DomainKind.PV:
         text = "PV: Xen can neither page nor share its memory"
         return [Finding(subject, "type", Level.LIMIT, text, 'type = "pvh"')]
-    if not domain.running:
+    if not domain.vcpus:
         return [Finding(subject, "type", Level.NOTE, "has no vCPUs, and is left alone")]
     obstacles = _domain_obstacles(domain)
     if obstacles:
@@ -220,6 +220,12 @@ def _domain(domain: DomainFacts, paging: bool, sharing: bool) -> list[Finding]:
         can = "so its pages are only shared" if sharing else "so nothing is taken from it"
         change = 'start it with the shim (device_model_override), or use type = "pvh"'
         return [*found, Finding(subject, "device model", Level.LIMIT, f"{text}, {can}", change)]
+    if domain.vcpus > 1 and paging:
+        # Xen writes a vCPU's runstate through the guest's page tables inside its scheduler, and goes to sleep there
+        # when the ring is full.
+        text = f"has {domain.vcpus} vCPUs: paging it can bring the host down, so its pages are not taken"
+        can = ", only shared" if sharing else ""
+        return [*found, Finding(subject, "vCPUs", Level.LIMIT, f"{text}{can}", "vcpus = 1 (docs/xen.md says why)")]
     can = " and ".join(name for name, able in (("paged", paging), ("shared", sharing)) if able)
     state = f"; now {domain.paged:,} pages out, {domain.shared:,} shared" if domain.paged or domain.shared else ""
     size = _mib(domain.pages + domain.paged)

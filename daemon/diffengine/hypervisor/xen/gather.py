@@ -149,7 +149,7 @@ def _guest(
         uuid=str(domain.uuid),
         kind=kind,
         hap=domain.hap,
-        running=domain.vcpus > 0,
+        vcpus=domain.vcpus,
         pages=domain.pages,
         max_pages=domain.max_pages,
         paged=domain.paged,
