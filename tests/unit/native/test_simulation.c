@@ -111,6 +111,27 @@ static void a_full_ring_makes_vcpus_wait(void)
     CHECK(waits > 0);
 }
 
+/* A hostile domain is not restored before it goes: the pager has a page of it until it hears of that. */
+static void the_pager_hears_of_the_last_domains_end(void)
+{
+    const struct de_simulation_step step = {.action = DE_SIMULATE_EVICT};
+    struct de_simulation_options options = {
+        .domains = 1,
+        .vcpus = 1,
+        .gfns = 2,
+        .frames = 18,
+        .store_mib = 4,
+        .switch_gap = 1,
+        .audit_interval = 5,
+        .hostile_domains = 1,
+        .steps = &step,
+        .step_count = 1,
+    };
+    struct de_simulation_result result;
+    for (options.seed = 0; options.seed < 20; options.seed++)
+        run(&options, &result);
+}
+
 static void bad_options_are_refused(void)
 {
     struct de_simulation_options good, bad;
@@ -141,5 +162,6 @@ int main(void)
     seeds_differ();
     invariants_hold_over_many_seeds();
     a_full_ring_makes_vcpus_wait();
+    the_pager_hears_of_the_last_domains_end();
     return 0;
 }
