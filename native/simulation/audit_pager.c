@@ -27,8 +27,22 @@ static void check_entry(struct world *world, struct place *place, uint32_t gfn, 
                    place->id);
 }
 
+/* Only a proposal takes an entry into these states, and it leaves none behind, whatever a server does. */
+static void check_proposals_over(struct world *world)
+{
+    if (pthread_mutex_trylock(&world->pager->proposals))
+        return;
+    pthread_mutex_unlock(&world->pager->proposals);
+    uint64_t nominating = atomic_load(&world->pager->states[DE_PAGE_NOMINATING]);
+    uint64_t evicting = atomic_load(&world->pager->states[DE_PAGE_EVICTING]);
+    if (nominating || evicting)
+        WORLD_FAIL(world, "no proposal is under way, but %llu pages are being nominated and %llu evicted",
+                   (unsigned long long)nominating, (unsigned long long)evicting);
+}
+
 void audit_pager(struct world *world)
 {
+    check_proposals_over(world);
     uint8_t states[DE_SIMULATION_MAX_GFNS];
     uint32_t gfns = world->options.gfns;
     for (uint32_t i = 0; i < world->options.domains; i++) {

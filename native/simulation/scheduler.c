@@ -219,6 +219,14 @@ void simulation_reschedule(void)
     scheduler_yield(thread_scheduler);
 }
 
+bool simulation_exchanged(bool done)
+{
+    struct scheduler *scheduler = thread_scheduler;
+    if (!done && scheduler && scheduler->current && random_below(&scheduler->random, 2))
+        scheduler_yield(scheduler);
+    return done;
+}
+
 void scheduler_yield(struct scheduler *scheduler)
 {
     if (scheduler->quiet)

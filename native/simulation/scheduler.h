@@ -114,6 +114,9 @@ static inline void simulation_point(void)
         simulation_reschedule();
 }
 
+/** A compare-and-swap that failed gives way half of the time. @return @p done. */
+bool simulation_exchanged(bool done);
+
 /** This thread's scheduler, NULL outside of a simulation. */
 struct scheduler *scheduler_of_thread(void);
 

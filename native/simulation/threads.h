@@ -67,7 +67,8 @@
 #define EVP_CIPHER_CTX_new simulation_cipher_new
 #define EVP_CIPHER_CTX_free simulation_cipher_free
 
-/* Each access of an atomic is a point: what needs no lock is where orders matter most. */
+/* Each access of an atomic is a point: what needs no lock is where orders matter most. What an exchange that
+ * failed ran into may well be over when its caller looks. */
 #undef atomic_load
 #define atomic_load(object) (simulation_point(), atomic_load_explicit((object), memory_order_seq_cst))
 #undef atomic_store
@@ -84,11 +85,11 @@
     (simulation_point(), atomic_fetch_and_explicit((object), (value), memory_order_seq_cst))
 #undef atomic_compare_exchange_weak
 #define atomic_compare_exchange_weak(object, expected, value)                                                \
-    (simulation_point(), atomic_compare_exchange_weak_explicit((object), (expected), (value),                \
-                                                               memory_order_seq_cst, memory_order_seq_cst))
+    (simulation_point(), simulation_exchanged(atomic_compare_exchange_weak_explicit(                         \
+                             (object), (expected), (value), memory_order_seq_cst, memory_order_seq_cst)))
 #undef atomic_compare_exchange_strong
 #define atomic_compare_exchange_strong(object, expected, value)                                              \
-    (simulation_point(), atomic_compare_exchange_strong_explicit(                                            \
-                             (object), (expected), (value), memory_order_seq_cst, memory_order_seq_cst))
+    (simulation_point(), simulation_exchanged(atomic_compare_exchange_strong_explicit(                       \
+                             (object), (expected), (value), memory_order_seq_cst, memory_order_seq_cst)))
 
 #endif
