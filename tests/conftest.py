@@ -2,11 +2,14 @@
 """Being here makes the modules of this directory importable from the tests below it."""
 
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 import zstandard
 from hypothesis import settings
+
+from diffengine.hypervisor.scratch import remove_abandoned
 
 # Time limits per example fail by chance on a busy machine.
 settings.register_profile("diffengine", deadline=None, print_blob=True)
@@ -16,6 +19,12 @@ settings.load_profile("diffengine")
 collect_ignore = ["xen/suite"]
 
 SAMPLES = Path(__file__).parent / "images" / "small.tar.zst"
+
+
+def pytest_sessionstart() -> None:
+    """What tests that were killed left behind, those in C among them."""
+    for place in (Path("/dev/shm"), Path(tempfile.gettempdir())):
+        remove_abandoned(place)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "scratch.h"
 #include "world.h"
 
 #include <diffengine/status.h>
@@ -22,6 +23,7 @@
 
 struct state_files {
     char root[PATH_BYTES];
+    int lock; /**< of the root */
     char directory[PATH_BYTES + 8];
     char swap[PATH_BYTES + 8];
     struct de_swap_disk disk;
@@ -59,8 +61,8 @@ int files_create(struct world *world)
     struct state_files *files = calloc(1, sizeof *files);
     if (!files)
         return DE_NO_MEMORY;
-    snprintf(files->root, sizeof files->root, "/dev/shm/diffengine-simulation-XXXXXX");
-    if (!mkdtemp(files->root)) {
+    files->lock = scratch_make("/dev/shm", files->root, sizeof files->root);
+    if (files->lock < 0) {
         free(files);
         return DE_SYSTEM;
     }
@@ -111,6 +113,7 @@ bool files_remove(struct world *world)
     rmdir(world->files->directory);
     unlink(world->files->swap);
     rmdir(world->files->root);
+    close(world->files->lock);
     free(world->files);
     world->files = NULL;
     return empty;

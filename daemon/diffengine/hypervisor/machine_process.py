@@ -7,7 +7,7 @@ Contract: machine_client.h. A client's mappings go when it ends; domains, rings 
 import errno
 import os
 import subprocess
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from diffengine._native import ffi, lib
 from diffengine.hypervisor.machine import EmbeddedHost, MachineError, check_errno
 from diffengine.hypervisor.programs import ProgramOptions, ProgramResult, c_program_options, program_result
 from diffengine.hypervisor.protocol import HostGoneError
+from diffengine.hypervisor.scratch import scratch_directory
 from diffengine.native import NATIVE, as_addresses, writable
 
 PROGRAM = Path(__file__).parents[1] / "bin" / "diffengine-machine"
@@ -75,15 +76,15 @@ class MachineProcess:
     """Starts diffengine-machine, and ends it with the block. It also ends when this process does."""
 
     def __init__(self, frames: int) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="diffengine-")
-        self.socket_path = Path(self._directory.name) / "machine"
+        self._directory = ExitStack()
+        self.socket_path = self._directory.enter_context(scratch_directory()) / "machine"
         command = [str(PROGRAM), "--socket", str(self.socket_path), "--frames", str(frames)]
         command += ["--parent", str(os.getpid())]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.pid = self._process.pid
         if self._process.stdout is None or self._process.stdout.readline() != "ready\n":
             _, reason = self._process.communicate()
-            self._directory.cleanup()
+            self._directory.close()
             raise MachineError(reason.strip() or "diffengine-machine did not start")
 
     def connect(self) -> MachineClient:
@@ -99,5 +100,5 @@ class MachineProcess:
         """Its exit status."""
         self._process.terminate()
         self._process.communicate()
-        self._directory.cleanup()
+        self._directory.close()
         return self._process.returncode

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from diffengine.hypervisor.embedded import Machine, Pager, Swap, threads_cpu_s
 from diffengine.hypervisor.machine_process import MachineClient, MachineProcess
 from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.programs import Program, ProgramOptions, ProgramResult
+from diffengine.hypervisor.scratch import scratch_directory
 from diffengine.native import NATIVE, Addresses, Binding, NativeError, Store
 from diffengine.simulation import virtual
 from diffengine.simulation.runs import RealRun, Run
@@ -27,7 +27,7 @@ from diffengine.simulation.scenario import PAGE_BYTES, MachineScenario, Scenario
 
 PAGER_PROGRAM = Path(__file__).parents[1] / "bin" / "diffengine-pager"
 # Its page table and store are memory: they must lie on a tmpfs.
-TMPFS = "/dev/shm"
+TMPFS = Path("/dev/shm")
 
 
 class SimulatedMachine(protocol.Host, Protocol):
@@ -136,7 +136,7 @@ def host_processes(machine_scenario: MachineScenario, frames: int) -> Iterator[H
     with ExitStack() as stack:
         path = stack.enter_context(_swap_path(machine_scenario))
         process = stack.enter_context(MachineProcess(frames))
-        state = Path(stack.enter_context(TemporaryDirectory(prefix="diffengine-", dir=TMPFS)))
+        state = stack.enter_context(scratch_directory(TMPFS))
         arguments = ["--state", str(state), "--machine", str(process.socket_path)]
         arguments += ["--store-mib", str(max(1, frames * PAGE_BYTES >> 20))]
         if path:
@@ -196,7 +196,7 @@ def _swap_path(machine: MachineScenario) -> Iterator[Path | None]:
         return
     with ExitStack() as stack:
         if machine.swap_path is None:
-            yield Path(stack.enter_context(TemporaryDirectory(prefix="diffengine-"))) / "swap"
+            yield stack.enter_context(scratch_directory()) / "swap"
             return
         if machine.swap_path.exists():
             raise ScenarioError(

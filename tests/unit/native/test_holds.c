@@ -2,6 +2,7 @@
 /* A device model that maps, writes and unmaps pages while they are proposed for eviction: no write is lost.
  */
 #define _GNU_SOURCE
+#include "../../../native/simulation/scratch.h"
 #include "paging.h"
 
 #include <diffengine/holds.h>
@@ -307,13 +308,13 @@ static void test_killed(void)
 /* The pager dies with a page locked, which a device model waits for; the next pager unlocks it. */
 static void test_successor(void)
 {
-    char directory[] = "/dev/shm/holds-test-XXXXXX";
-    CHECK(mkdtemp(directory));
+    char directory[64];
+    CHECK(scratch_make("/dev/shm", directory, sizeof directory) >= 0);
     int fd = open(directory, O_RDONLY | O_DIRECTORY);
     struct de_holds *mine, *device, *next;
     static const struct de_uuid uuid = {{1}}, other = {{2}};
     CHECK_EQ(de_holds_create(fd, 7, &uuid, 100, &mine), DE_OK);
-    char path[64];
+    char path[96];
     snprintf(path, sizeof path, "%s/holds-7", directory);
     CHECK_EQ(de_holds_attach(path, &device), DE_OK);
     CHECK_EQ(de_holds_take(device, 1), DE_OK);

@@ -2,6 +2,7 @@
 /* diffengine-machine and diffengine-pager as processes: commands, and a pager that is killed again and again
  * under load. Usage: test-pager-process MACHINE PAGER [KILLS] */
 #define _GNU_SOURCE
+#include "../../../native/simulation/scratch.h"
 #include "check.h"
 
 #include <diffengine/digest.h>
@@ -80,8 +81,7 @@ static void fill(uint8_t *page, uint32_t key)
 static void start(void)
 {
     char frames[16], parent[16];
-    snprintf(directory, sizeof directory, "/dev/shm/pager-process-XXXXXX");
-    CHECK(mkdtemp(directory));
+    CHECK(scratch_make("/dev/shm", directory, sizeof directory) >= 0);
     snprintf(state_directory, sizeof state_directory, "%s/state", directory);
     snprintf(socket_path, sizeof socket_path, "%s/machine", directory);
     snprintf(swap_path, sizeof swap_path, "%s/swap", directory);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The swap file, objects in it, and faults on pages that are there. */
 #define _GNU_SOURCE
+#include "../../../native/simulation/scratch.h"
 #include "paging.h"
 
 #include <diffengine/patch.h>
@@ -63,8 +64,7 @@ static void open_swap(void)
 
 static void make_directory(const char *base)
 {
-    snprintf(directory, sizeof directory, "%s/swap-test-XXXXXX", base);
-    CHECK(mkdtemp(directory));
+    CHECK(scratch_make(base, directory, sizeof directory) >= 0);
     snprintf(swap_path, sizeof swap_path, "%s/swap", directory);
     snprintf(key_path, sizeof key_path, "%s/key", directory);
 }

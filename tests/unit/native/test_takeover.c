@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A pager dies at every single step of what it does, and the next one goes on: nothing is lost. */
 #define _GNU_SOURCE
+#include "../../../native/simulation/scratch.h"
 #include "paging.h"
 
 #include <diffengine/holds.h>
@@ -143,8 +144,7 @@ static void open_pager(void)
 
 static void make_directory(void)
 {
-    snprintf(directory, sizeof directory, "/dev/shm/takeover-test-XXXXXX");
-    CHECK(mkdtemp(directory));
+    CHECK(scratch_make("/dev/shm", directory, sizeof directory) >= 0);
     snprintf(swap_path, sizeof swap_path, "%s/swap", directory);
 }
 
