@@ -204,7 +204,16 @@ def measure_live(setting: Setting) -> list[Row]:
     swap = ("-d", str(setting.programs))
     rows = live.table2_rows(run_program(setting, "table2_bench", setting.images, *swap), setting.whole)
     rows += live.fault_rows(run_program(setting, "fault_bench", setting.images), setting.whole)
-    return rows + scan_rows(setting) + live.log_dirty_rows()
+    return rows + scan_rows(setting) + log_dirty_rows(setting)
+
+
+def log_dirty_rows(setting: Setting) -> list[Row]:
+    runs = []
+    for turn in range(setting.runs):
+        say(f"log_dirty, run {turn + 1} of {setting.runs}")
+        script = Path(__file__).parent / "log_dirty.py"
+        runs.append(run_json([sys.executable, str(script), *map(str, setting.images)]))
+    return live.log_dirty_rows(runs, setting.whole)
 
 
 def measure_images(setting: Setting) -> list[Row]:

@@ -145,3 +145,11 @@ def test_ksm_is_left_as_it_was(kernel: Path) -> None:
         raise RuntimeError
     assert [ksm_peer.read(name) for name in ("run", "advisor_mode", "pages_to_scan")] == ["1", "scan-time", "7"]
     assert not (kernel / "smart_scan").exists()
+
+
+def test_log_dirty_row_takes_the_median_of_later_visits() -> None:
+    runs = [{"log": [1.0, 0.9, 0.04, 0.03], "digests": [1.0, 0.8, 0.9, 1.0]}] * 2
+    (row,) = live.log_dirty_rows(runs, whole=True)
+    assert row.measured == 0.04 and row.verdict is Verdict.MET
+    (row,) = live.log_dirty_rows([{"log": [1.0, 0.06, 0.06], "digests": [1.0, 1.0]}], whole=True)
+    assert row.verdict is Verdict.MISSED

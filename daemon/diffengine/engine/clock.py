@@ -41,6 +41,11 @@ def count_visit(visits: Counts, chosen: NDArray[Any]) -> None:
     visits[chosen] += visits[chosen] < MOST_VISITS
 
 
+def count_visit_of_all(visits: Counts, chosen: NDArray[np.bool_]) -> None:
+    """The same with a flag for each element: many times as fast where most are chosen."""
+    visits += chosen & (visits < MOST_VISITS)
+
+
 def back_off(backoff: Counts, chosen: NDArray[Any], by: int) -> None:
     backoff[chosen] = np.minimum(backoff[chosen] + by, MOST_BACKOFF)
 

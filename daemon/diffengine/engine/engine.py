@@ -232,7 +232,12 @@ class Engine:
 
     def _look_at_content(self, domain: Domain, pages: PageNumbers) -> None:
         """Digests the pages that have a frame, or those of them that were written; a digest that changed means C1."""
-        pages = pages[READABLE[self._table.place[pages]]]
+        part = slice(int(pages[0]), int(pages[-1]) + 1)
+        readable = READABLE[self._table.place[part]]
+        if self._written.nothing_new(domain, part):
+            clock.count_visit_of_all(self._table.quiet[part], readable)
+            return
+        pages = pages[readable]
         needed = self._written.to_digest(domain, pages)
         clock.count_visit(self._table.quiet, pages[~needed])
         pages = pages[needed]
@@ -263,6 +268,8 @@ class Engine:
         table.place[pages] = Place.HOLE
         table.keys[pages] = UNKNOWN_KEY
         table.quiet[pages] = 0
+        # Nobody tells when a hole is filled.
+        table.doubt(pages)
 
     def _note_keys(self, domain: Domain, pages: PageNumbers, keys: NDArray[np.uint64]) -> None:
         table = self._table

@@ -10,20 +10,22 @@ A log that misses more than it tells is not used any more.
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.engine.pages import UNKNOWN_KEY, WRITTEN, Domain, PageTable
+from diffengine.engine.pages import WRITTEN, Domain, PageTable
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.hypervisor.protocol import Host, Outcome, Results
 from diffengine.native import PageNumbers
 
 # A visit over unchanged memory digests so many times less than the first.
-LOOK_AGAIN_SWEEPS = 64
+LOOK_AGAIN_SWEEPS = 128
 # Fewer than this may be a device's buffers in a guest that does little else.
 MOST_MISSED = 64
+# Pages that are looked at again come in runs, so that most visits find nothing to digest, and are soon over.
+LOOK_AGAIN_RUN = 1024
 
 
 def look_again(gfns: NDArray[np.uint32], sweep: int) -> NDArray[np.bool_]:
     """The pages that are digested in this sweep whatever the log says."""
-    result: NDArray[np.bool_] = gfns % LOOK_AGAIN_SWEEPS == sweep % LOOK_AGAIN_SWEEPS
+    result: NDArray[np.bool_] = gfns // LOOK_AGAIN_RUN % LOOK_AGAIN_SWEEPS == sweep % LOOK_AGAIN_SWEEPS
     return result
 
 
@@ -47,6 +49,7 @@ class WrittenPages:
         self._reasons = reasons
         self._able = host.capabilities().log_dirty
         self._sweep = 0
+        self._due: dict[int, list[bool]] = {}
 
     def begin(self, domain: Domain) -> None:
         """Turns the log on, if the host can and nobody else uses it."""
@@ -54,6 +57,8 @@ class WrittenPages:
             self._reasons.add(Reason.NO_LOG, 1)
         elif self._host.log_dirty(domain.domid, True):
             self._table.keep_notes()
+            # No digest is known yet.
+            self._table.notes[domain.part] |= WRITTEN
             domain.logged = True
         else:
             self._reasons.add(Reason.LOG_IN_USE, 1)
@@ -63,6 +68,7 @@ class WrittenPages:
         if domain.logged:
             self._host.log_dirty(domain.domid, False)
         domain.logged = False
+        self._due.pop(domain.domid, None)
 
     def begin_sweep(self, sweep: int) -> None:
         """Takes what was written since the last sweep; what is written from now on is told in the next one."""
@@ -79,6 +85,7 @@ class WrittenPages:
                 self._give_up(domain, Reason.LOG_BLIND)
             else:
                 self._table.notes[domain.part][written] |= WRITTEN
+                self._due[domain.domid] = self._find_due(domain)
 
     def _give_up(self, domain: Domain, reason: Reason) -> None:
         """The log is left on: whoever reset it may be using it."""
@@ -90,9 +97,22 @@ class WrittenPages:
         if not domain.logged:
             return np.ones(len(pages), dtype=np.bool_)
         needed = (self._table.notes[pages] & WRITTEN) != 0
-        needed |= self._table.keys[pages] == UNKNOWN_KEY
         result: NDArray[np.bool_] = needed | look_again(pages - np.uint32(domain.first), self._sweep)
         return result
+
+    def nothing_new(self, domain: Domain, part: slice) -> bool:
+        """Is there nothing to digest in a part of a domain: most often so, and soon found."""
+        if not domain.logged:
+            return False
+        first, end = part.start - domain.first, part.stop - domain.first
+        return not any(self._due[domain.domid][first // LOOK_AGAIN_RUN : -(-end // LOOK_AGAIN_RUN)])
+
+    def _find_due(self, domain: Domain) -> list[bool]:
+        """Of each run of a domain's pages: is there something to digest in this sweep."""
+        starts = np.arange(0, domain.gfns, LOOK_AGAIN_RUN)
+        due = np.logical_or.reduceat((self._table.notes[domain.part] & WRITTEN) != 0, starts)
+        flags: list[bool] = (due | look_again(starts.astype(np.uint32), self._sweep)).tolist()
+        return flags
 
     def note(self, domain: Domain, pages: PageNumbers, changed: NDArray[np.bool_], known: NDArray[np.bool_]) -> None:
         """Pages that were digested now; known: whose digest was known before."""
