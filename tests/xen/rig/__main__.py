@@ -6,17 +6,16 @@ import sys
 import time
 from pathlib import Path
 
-from xen.rig import dom0, guest, hypervisor, project, qemu, results
+from xen.rig import bochs, dom0, guest, hypervisor, project, qemu, results
 from xen.rig.cache import Cache, user_cache
 from xen.rig.errors import RigError
 
-# The whole suite: pytest finds the modules by itself.
-ALL = (".",)
+EMULATORS = {"amd": qemu.run_script, "intel": bochs.run_script}
 
 
-def amd_machine(share: Path, memory_mib: int, dom0_mib: int) -> qemu.Machine:
+def machine_of(cpu: str, share: Path, memory_mib: int, dom0_mib: int) -> qemu.Machine:
     cache = Cache(user_cache())
-    xen = hypervisor.build(cache) / "xen-amd"
+    xen = hypervisor.build(cache) / f"xen-{cpu}"
     system = dom0.build(cache)
     installed = project.build(cache, system, guest.build(cache))
     return qemu.Machine(
@@ -36,19 +35,20 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("tests", nargs="*", help="modules of the suite; without, all")
     parser.add_argument("--share", type=Path, default=Path("build/xen/share"), help="folder that is /mnt/share in dom0")
     parser.add_argument("--script", default="/mnt/share/run", help="what `run` runs in dom0 (%(default)s)")
+    parser.add_argument("--cpu", choices=EMULATORS, default="amd", help="emulated by QEMU or bochs (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="of the whole machine")
     parser.add_argument("--dom0-memory", type=int, default=700, metavar="MIB")
     return parser.parse_args(words)
 
 
-def run_suite(machine: qemu.Machine, tests: list[str], timeout_s: float) -> bool:
+def run_suite(machine: qemu.Machine, cpu: str, tests: list[str], timeout_s: float) -> bool:
     """Whether all passed."""
     share = machine.share
     results.forget(share)
-    (share / "run").write_text(f"exec /opt/rig/suite/run {' '.join(tests or ALL)}\n")
     begin = time.monotonic()
-    qemu.run_script(machine, "/mnt/share/run", share / "serial.log", timeout_s)
+    run_script = EMULATORS[cpu]
+    run_script(machine, "/opt/rig/suite/run", ",".join(tests), share / "serial.log", timeout_s)
     passed = results.print_table(results.read(share))
     print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s; logs in {share}")
     return passed
@@ -57,14 +57,14 @@ def run_suite(machine: qemu.Machine, tests: list[str], timeout_s: float) -> bool
 def main(words: list[str]) -> int:
     options = parse(words)
     options.share.mkdir(parents=True, exist_ok=True)
-    machine = amd_machine(options.share, options.memory, options.dom0_memory)
+    machine = machine_of(options.cpu, options.share, options.memory, options.dom0_memory)
     if options.command == "shell":
         return qemu.shell(machine)
     if options.command == "test":
-        return 0 if run_suite(machine, options.tests, options.timeout) else 1
+        return 0 if run_suite(machine, options.cpu, options.tests, options.timeout) else 1
     if options.command == "run":
         begin = time.monotonic()
-        qemu.run_script(machine, options.script, options.share / "serial.log", options.timeout)
+        EMULATORS[options.cpu](machine, options.script, "", options.share / "serial.log", options.timeout)
         print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s, log in {options.share}/serial.log")
     return 0
 

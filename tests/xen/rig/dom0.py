@@ -28,7 +28,8 @@ MASKED_UNITS = (
 )
 # virtio under QEMU, ATA under bochs.
 BOOT_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "9pnet_virtio", "9p", "ata_piix", "sd_mod")
-DISK_MIB = 1400
+# Multiples of 63: whole cylinders for bochs.
+DISK_MIB = 1449
 OVERLAY = Path(__file__).parents[1] / "dom0"
 INIT = """\
 #!/bin/busybox sh

@@ -16,7 +16,7 @@ from xen.rig.dom0 import Dom0, make_disk
 
 ROOT = Path(__file__).parents[3]
 SUITE = ROOT / "tests/xen/suite"
-DISK_MIB = 500
+DISK_MIB = 504
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 
 

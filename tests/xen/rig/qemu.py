@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The AMD rig: QEMU's emulator (never KVM), with SVM and nested paging, which is what Xen's HAP guests need."""
 
-import contextlib
-import os
-import signal
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from xen.rig.errors import RigError
+from xen.rig.processes import wait_for
 
 # Each feature is off because Xen or a guest dies of it: smap (a PV dom0), monitor (mwait_idle), rdtscp (endless
 # emulation), AVX and its kin (guests die of #UD after minutes).
@@ -45,17 +42,14 @@ def command(machine: Machine, dom0_options: str, serial: str) -> list[str]:
     ]
 
 
-def run_script(machine: Machine, script: str, log: Path, timeout_s: float) -> None:
+def run_script(machine: Machine, script: str, tests: str, log: Path, timeout_s: float) -> None:
     """Boot, run the script (a path in dom0), power off. RigError if that takes too long or QEMU fails.
 
-    Says nothing about how the script fared: it has to leave word in the shared folder.
+    Says nothing about how the script fared: it has to leave word in the shared folder. tests: for the suite's script,
+    modules with commas between them.
     """
-    words = command(machine, f"rig.run={script}", f"file:{log}")
-    with _process(words, log.with_suffix(".qemu")) as process:
-        try:
-            status = process.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise RigError(f"the machine was still running after {timeout_s:.0f} s; its console: {log}") from error
+    words = command(machine, f"rig.run={script} rig.tests={tests}", f"file:{log}")
+    status = wait_for(words, log.with_suffix(".qemu"), timeout_s)
     if status:
         raise RigError(f"QEMU ended with status {status}; {log.with_suffix('.qemu')} and {log} say more")
 
@@ -63,18 +57,3 @@ def run_script(machine: Machine, script: str, log: Path, timeout_s: float) -> No
 def shell(machine: Machine) -> int:
     """A root prompt on this terminal, until power-off (or C-a x)."""
     return subprocess.run(command(machine, "", "mon:stdio"), check=False).returncode
-
-
-@contextlib.contextmanager
-def _process(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block, whatever ends it."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
