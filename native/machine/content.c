@@ -5,6 +5,7 @@
 
 #define PATTERN_BYTES 64u
 #define RUN_BYTES 16u
+#define WORDS 16u
 #define RUNS (DE_PAGE_SIZE / RUN_BYTES)
 
 void fill_random(uint8_t *bytes, uint32_t len, uint64_t key)
@@ -41,6 +42,15 @@ static void similar_page(const struct generator *generator, uint32_t page, uint8
     }
 }
 
+static void page_of_words(const struct generator *generator, uint32_t page, uint8_t *bytes)
+{
+    uint64_t key = mix(mix(generator->seed ^ 0x30d) + page);
+    uint8_t words[WORDS * RUN_BYTES];
+    fill_random(words, sizeof words, key);
+    for (uint32_t run = 0; run < RUNS; run++)
+        memcpy(bytes + run * RUN_BYTES, words + mix(key ^ run) % WORDS * RUN_BYTES, RUN_BYTES);
+}
+
 void generate_page(const struct generator *generator, uint32_t page, uint8_t *bytes)
 {
     uint64_t seed = generator->seed;
@@ -58,6 +68,9 @@ void generate_page(const struct generator *generator, uint32_t page, uint8_t *by
         break;
     case DE_GENERATED_SIMILAR:
         similar_page(generator, page, bytes);
+        break;
+    case DE_GENERATED_WORDS:
+        page_of_words(generator, page, bytes);
         break;
     }
 }

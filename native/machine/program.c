@@ -176,7 +176,7 @@ static bool valid(const struct de_program_options *options)
     case DE_PROGRAM_WORKING_SET:
         return hot_set_valid(options);
     case DE_PROGRAM_PHASES:
-        return options->generated >= DE_GENERATED_ZERO && options->generated <= DE_GENERATED_SIMILAR &&
+        return options->generated >= DE_GENERATED_ZERO && options->generated <= DE_GENERATED_WORDS &&
                options->similar_percent <= 100 && options->free_as >= DE_FREE_KEEP &&
                options->free_as <= DE_FREE_RELEASE;
     case DE_PROGRAM_TRACE:

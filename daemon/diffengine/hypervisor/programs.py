@@ -94,6 +94,7 @@ class Generated(IntEnum):
     IDENTICAL = lib.DE_GENERATED_IDENTICAL
     RANDOM = lib.DE_GENERATED_RANDOM
     SIMILAR = lib.DE_GENERATED_SIMILAR
+    WORDS = lib.DE_GENERATED_WORDS
 
 
 class FreeAs(IntEnum):

@@ -49,6 +49,9 @@ enum de_generated_kind {
      * bring it to similar_percent.
      */
     DE_GENERATED_SIMILAR = 3,
+    /** Each page its own 16 random words of 16 bytes, in random order: unlike any other, but well
+       compressible. */
+    DE_GENERATED_WORDS = 4,
 };
 
 /** What the generator's last phase does to a page. */

@@ -305,7 +305,7 @@ static void check_generated(enum de_generated_kind kind)
 
 static void test_generator(void)
 {
-    for (int kind = DE_GENERATED_ZERO; kind <= DE_GENERATED_SIMILAR; kind++) {
+    for (int kind = DE_GENERATED_ZERO; kind <= DE_GENERATED_WORDS; kind++) {
         start(false);
         struct de_program_options options = generator(kind, DE_FREE_RELEASE);
         options.phase_ns = 200 * MS;

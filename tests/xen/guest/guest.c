@@ -25,10 +25,9 @@
 #define PAGEMAP_FRAME_MASK ((1ull << 55) - 1)
 
 static const char *const KINDS[] = {
-    [DE_GENERATED_ZERO] = "zero",
-    [DE_GENERATED_IDENTICAL] = "identical",
-    [DE_GENERATED_RANDOM] = "random",
-    [DE_GENERATED_SIMILAR] = "similar",
+    [DE_GENERATED_ZERO] = "zero",     [DE_GENERATED_IDENTICAL] = "identical",
+    [DE_GENERATED_RANDOM] = "random", [DE_GENERATED_SIMILAR] = "similar",
+    [DE_GENERATED_WORDS] = "words",
 };
 
 static void answer_counts(const struct access_counts *counts)

@@ -48,7 +48,7 @@ def run_suite(machine: qemu.Machine, cpu: str, tests: list[str], timeout_s: floa
     results.forget(share)
     begin = time.monotonic()
     run_script = EMULATORS[cpu]
-    run_script(machine, "/opt/rig/suite/run", ",".join(tests), share / "serial.log", timeout_s)
+    run_script(machine, "/opt/rig/suite/run", ":".join(tests), share / "serial.log", timeout_s)
     passed = results.print_table(results.read(share))
     print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s; logs in {share}")
     return passed

@@ -29,7 +29,7 @@ MASKED_UNITS = (
 # virtio under QEMU, ATA under bochs.
 BOOT_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "9pnet_virtio", "9p", "ata_piix", "sd_mod")
 # Multiples of 63: whole cylinders for bochs.
-DISK_MIB = 1449
+DISK_MIB = 819
 OVERLAY = Path(__file__).parents[1] / "dom0"
 INIT = """\
 #!/bin/busybox sh
@@ -61,7 +61,9 @@ class Dom0:
 
 
 def build(cache: Cache) -> Dom0:
-    key = digest(*PACKAGES, *MASKED_UNITS, *BOOT_MODULES, INIT, OVERLAY, str(DISK_MIB), Path(__file__))
+    key = digest(
+        *PACKAGES, *debian.LEFT_OUT, *MASKED_UNITS, *BOOT_MODULES, INIT, OVERLAY, str(DISK_MIB), Path(__file__)
+    )
     return Dom0(cache.entry("dom0", key, _build))
 
 

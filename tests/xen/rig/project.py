@@ -2,7 +2,7 @@
 """This project as a user has it, on a disk of its own that dom0 mounts at /opt: a change of code makes only this anew.
 
 /opt/diffengine is a virtual environment that pip installed the project and its dependencies into, by dom0's own Python
-in dom0's own tree; /opt/rig has the suite, the guests' kernel and their initramfs.
+in dom0's own tree; /opt/rig has the suite and its programs, the guests' kernel and their initramfs.
 """
 
 import shutil
@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from xen.rig import programs
 from xen.rig.cache import Cache, digest
 from xen.rig.commands import run
 from xen.rig.dom0 import Dom0, make_disk
@@ -24,8 +25,9 @@ def build(cache: Cache, dom0: Dom0, guest: Path) -> Path:
     """A folder with `disk`."""
     wheels = _dependencies(cache)
     wheel = _wheel(cache)
-    key = digest(dom0.folder.name, wheels.name, wheel.name, guest.name, SUITE, Path(__file__))
-    return cache.entry("project", key, lambda folder: _build(folder, dom0, guest, (wheels, wheel)))
+    own = programs.build(cache)
+    key = digest(dom0.folder.name, wheels.name, wheel.name, guest.name, own.name, SUITE, Path(__file__))
+    return cache.entry("project", key, lambda folder: _build(folder, dom0, (guest, own), (wheels, wheel)))
 
 
 def _dependencies(cache: Cache) -> Path:
@@ -49,7 +51,7 @@ def _build_wheel(folder: Path) -> None:
     run(*PIP, "wheel", *options, "--wheel-dir", folder, ".", cwd=ROOT, path=path)
 
 
-def _build(folder: Path, dom0: Dom0, guest: Path, wheels: tuple[Path, Path]) -> None:
+def _build(folder: Path, dom0: Dom0, built: tuple[Path, Path], wheels: tuple[Path, Path]) -> None:
     # Links to the tree's files: what pip adds are new files, and those are taken out again.
     tree = folder / "tree"
     run("cp", "--archive", "--link", dom0.tree, tree)
@@ -63,6 +65,9 @@ def _build(folder: Path, dom0: Dom0, guest: Path, wheels: tuple[Path, Path]) -> 
     rig = tree / "opt/rig"
     shutil.copytree(SUITE, rig / "suite", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(dom0.folder / "guest-kernel", rig / "guest-kernel")
+    guest, own = built
     shutil.copy(guest / "initrd", rig / "guest-initrd")
+    for program in own.iterdir():
+        shutil.copy(program, rig)
     make_disk(tree / "opt", folder / "disk", "project", DISK_MIB)
     shutil.rmtree(tree)

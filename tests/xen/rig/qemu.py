@@ -46,7 +46,7 @@ def run_script(machine: Machine, script: str, tests: str, log: Path, timeout_s: 
     """Boot, run the script (a path in dom0), power off. RigError if that takes too long or QEMU fails.
 
     Says nothing about how the script fared: it has to leave word in the shared folder. tests: for the suite's script,
-    modules with commas between them.
+    modules with colons between them (QEMU takes a comma for the end of the options).
     """
     words = command(machine, f"rig.run={script} rig.tests={tests}", f"file:{log}")
     status = wait_for(words, log.with_suffix(".qemu"), timeout_s)

@@ -2,15 +2,12 @@
 """What the tests in dom0 share."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from guests import Guest, two_guests
 from stack import PagerProcess, pager_process
 
 from diffengine.hypervisor.xen import XenHost
-
-LOG = Path("/mnt/share/pager.log")
 
 
 @pytest.fixture(scope="module")
@@ -28,5 +25,5 @@ def host() -> Iterator[XenHost]:
 @pytest.fixture(scope="module")
 def pager(guests: tuple[Guest, Guest]) -> Iterator[PagerProcess]:
     """Ends before the guests do; a guest that still has pages out is destroyed, not resumed."""
-    with pager_process(LOG) as process:
+    with pager_process() as process:
         yield process

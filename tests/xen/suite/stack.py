@@ -2,6 +2,7 @@
 """The project at work in dom0: its pager as a process, its engine in this one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,8 @@ from diffengine.service import AttachedEngine, DomainTerms
 
 PROGRAM = Path(diffengine.__file__).parent / "bin/diffengine-pager"
 STATE = Path("/run/diffengine-test")
+LOG = Path("pager.log")
+SWAP_MIB = 64
 READY_S = 30.0
 # Emulation makes everything some 20 times slower than it is; the limits that protect guests would only make it longer.
 OPTIONS = EngineOptions(seed=1, cpu_share=1.0, visit_interval_s=1.0, c4_visits=1, fault_limit=1e5, refault_limit=10**9)
@@ -26,19 +29,20 @@ OPTIONS = EngineOptions(seed=1, cpu_share=1.0, visit_interval_s=1.0, c4_visits=1
 class PagerProcess:
     """diffengine-pager --xen. It may be killed and started again; what is out stays out."""
 
-    def __init__(self, log: Path) -> None:
-        STATE.mkdir(mode=0o700, exist_ok=True)
-        self._log = log
+    def __init__(self, *options: str) -> None:
+        shutil.rmtree(STATE, ignore_errors=True)
+        STATE.mkdir(mode=0o700)
+        self._options = options
         self._process: subprocess.Popen[str] | None = None
         self.start()
 
     def start(self) -> None:
-        with self._log.open("a") as log:
-            words = [str(PROGRAM), "--state", str(STATE), "--xen", "--parent", str(os.getpid())]
+        with LOG.open("a") as log:
+            words = [str(PROGRAM), "--state", str(STATE), "--xen", "--parent", str(os.getpid()), *self._options]
             self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout
         line = self._process.stdout.readline()
-        assert line.strip() == "ready", f"the pager did not start: {self._log.read_text()}"
+        assert line.strip() == "ready", f"the pager did not start: {LOG.read_text()}"
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
@@ -56,8 +60,8 @@ class PagerProcess:
 
 
 @contextmanager
-def pager_process(log: Path) -> Iterator[PagerProcess]:
-    process = PagerProcess(log)
+def pager_process(*options: str) -> Iterator[PagerProcess]:
+    process = PagerProcess(*options)
     try:
         yield process
     finally:
