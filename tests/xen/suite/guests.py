@@ -98,14 +98,6 @@ class Guest:
         with suppress(GuestError):
             xl("destroy", self.name)
 
-    def restore(self, image: str) -> None:
-        """From what xl save left; its console is another one then."""
-        os.close(self._console)
-        xl("restore", image)
-        self.domid = int(xl("domid", self.name))
-        self._console = _open_console(self.domid)
-        self._received = b""
-
     # What the guest is asked to do; README.md has the commands.
 
     def fill(self, kind: str, pages: int, seed: int, similar_percent: int = 0) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What befalls guests and the daemon while pages are out: domains that die, engines that are killed, saves."""
+"""What befalls guests and the daemon while pages are out: domains that die, engines that are killed."""
 
 import signal
 import subprocess
@@ -7,9 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from guests import Guest, xl
+from guests import Guest
 from stack import STATE, PagerProcess, engine, run_until
 
 from diffengine.hypervisor.xen import XenHost
@@ -81,19 +80,3 @@ def test_guest_destroyed_in_the_middle_of_a_pass(
             attached.step()
     assert third.domid not in {found.domid for found in host.connection.domains()}, "a reference keeps it a zombie"
     assert host.memory().free >= before_third - 64
-
-
-def test_all_pages_come_back_for_a_save(guests: tuple[Guest, Guest], pager: PagerProcess, host: XenHost) -> None:
-    with Guest.start("guest4") as guest:
-        regions = fill(guest)
-        before = host.memory().free
-        with engine(host) as (attached, _):
-            assert run_until(attached, lambda: host.memory().free - before >= FREED, TIMEOUT_S)
-        command = ["-m", "diffengine", "release", "--state", str(STATE), str(guest.domid)]
-        released = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-        print(released.stdout, released.stderr)
-        assert released.returncode == 0
-        xl("save", "guest4", "/tmp/guest4.save")
-        guest.restore("/tmp/guest4.save")
-        Path("/tmp/guest4.save").unlink()
-        assert all_right(guest, regions)
