@@ -23,7 +23,7 @@ NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -
 PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed)
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
-.PHONY: help build demo test lint test-native test-python bench fuzz clean \
+.PHONY: help build demo test lint test-native test-python bench fuzz fuzz-socket clean \
         test-xen test-xen-intel test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
@@ -32,6 +32,7 @@ help:
 	@echo 'make test-xen-smoke, make test-xen, make test-xen-intel   on a real Xen, in an emulator'
 	@echo 'make xen-shell  a root prompt in its dom0'
 	@echo 'make fuzz   fuzz the decoders (SECONDS=60 each)'
+	@echo 'make fuzz-socket  100,000 lines of nonsense for the status socket'
 
 $(STAMPS):
 	@mkdir -p $@
@@ -154,6 +155,11 @@ test-xen-intel: $(STAMPS)/venv $(STAMPS)/xen-intel-packages
 
 xen-shell: $(STAMPS)/venv $(STAMPS)/xen-packages
 	$(XEN_RIG) shell
+
+# Nonsense for the status socket; LINES=1000 is quick.
+LINES ?= 100000
+fuzz-socket: build
+	PYTHONPATH=tests $(BIN)/python -m bench.socket_fuzz --lines $(LINES)
 
 clean:
 	rm -rf build $(VENV)

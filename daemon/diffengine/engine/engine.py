@@ -6,6 +6,7 @@ Clock state; a partner in the sharing table; watching, if it has none; eviction,
 """
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from diffengine.engine import clock
 from diffengine.engine.eviction import Candidates, Evictor
 from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
-from diffengine.engine.options import EngineOptions
+from diffengine.engine.options import LIVE_OPTIONS, EngineOptions
 from diffengine.engine.pace import Pace, RealPace, Work
 from diffengine.engine.pages import (
     EVICTABLE,
@@ -31,7 +32,7 @@ from diffengine.engine.pages import (
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.recovery import Recall, recover_places
-from diffengine.engine.report import EngineReport, count_places, saved_by_eviction
+from diffengine.engine.report import DomainReport, EngineReport, count_places, domain_report, saved_by_eviction
 from diffengine.engine.sharing import Sharing
 from diffengine.engine.swapping import Swapper
 from diffengine.engine.visits import portion, portions_of_sweep
@@ -117,6 +118,27 @@ class Engine:
             del self._watch_rates[domid], self._refault_limits[domid]
         self._portion = self._portions = 0
 
+    def set_min_resident(self, domid: int, pages: int) -> None:
+        """What is out already stays out."""
+        for domain in self._table.domains:
+            if domain.domid == domid:
+                domain.min_resident = pages
+
+    def set_options(self, options: EngineOptions) -> bool:
+        """From now on. False, and nothing is changed: it takes a new engine, since what this one has built would not
+        fit any more."""
+        if replace(options, **{name: getattr(self._options, name) for name in LIVE_OPTIONS}) != self._options:
+            return False
+        self._options = options
+        for part in (self._evictor, self._swapper):
+            if part:
+                part.options = options
+        for rate in self._watch_rates.values():
+            rate.fault_limit = options.fault_limit
+        for limit in self._refault_limits.values():
+            limit.per_minute = options.refault_limit
+        return True
+
     def _forget_gone_domains(self) -> None:
         alive = {domain.domid for domain in self._host.domains()}
         for domain in list(self._table.domains):
@@ -137,6 +159,7 @@ class Engine:
         if self._portion == 0:
             self._begin_sweep(start_s)
         for domain in list(self._table.domains):
+            self._reasons.begin_visit(domain.domid)
             part = portion(domain.gfns, self._portion, self._portions)
             if len(part):
                 self._visit(domain, part)
@@ -159,6 +182,7 @@ class Engine:
         self._portions = portions_of_sweep(max((domain.gfns for domain in self._table.domains), default=1))
         self._sweep_start_s = now_s
         self._written.begin_sweep(self._sweeps)
+        self._reasons.begin_sweep()
         cycles = self._sharing.cycles if self._sharing else 0
         if self._sharing:
             self._sharing.begin_sweep()
@@ -168,6 +192,7 @@ class Engine:
     def _end_sweep(self) -> None:
         self._portion = 0
         self._sweeps += 1
+        self._reasons.end_sweep()
         if self._evictor:
             self._evictor.end_sweep()
         if self._swapper:
@@ -456,6 +481,12 @@ class Engine:
             touches={domain.domid: domain.touches for domain in self._table.domains},
             reasons=self._reasons.as_dict(),
         )
+
+    def domain_reports(self) -> list[DomainReport]:
+        """As `report`."""
+        return [
+            domain_report(self._table, domain, self._reasons.of_domain(domain.domid)) for domain in self._table.domains
+        ]
 
     def close(self) -> None:
         """Gives up what it holds of the store."""

@@ -73,7 +73,7 @@ class Evictor:
         self._pace = pace
         self._pager = pager
         self._table = table
-        self._options = options
+        self.options = options
         self._reasons = reasons
         self._encoder = PageEncoder()
         self._models = Models(table, pager)
@@ -192,14 +192,14 @@ class Evictor:
 
     def _is_cold_reference(self, pages: PageNumbers) -> NDArray[np.bool_]:
         table = self._table
-        states = clock.classify(table.quiet[pages], table.idle[pages], self._options.c4_visits)
+        states = clock.classify(table.quiet[pages], table.idle[pages], self.options.c4_visits)
         has_frame = EVICTABLE[table.place[pages]]
         cold: NDArray[np.bool_] = has_frame & self._may_refer[states]
         return cold
 
     def _carry_out_patches(self, job: Job, new_references: int) -> PageNumbers:
         codec = Encoding.LZ4 if self._compresses else Encoding.RAW
-        options = EncodeOptions(codec, patch_limit=self._options.patch_limit)
+        options = EncodeOptions(codec, patch_limit=self.options.patch_limit)
         mapped, addresses = self._copy(job.pages)
         if not mapped.any():
             return job.pages[:0]
@@ -237,7 +237,7 @@ class Evictor:
     def _evict_compressed(self, candidates: Candidates, group: int) -> None:
         notes = self._table.notes[candidates.pages]
         chosen = candidates[self._may_compress[candidates.states] & ((notes & FUTILE) == 0)]
-        dense = (chosen.states == State.C4) & self._options.dense
+        dense = (chosen.states == State.C4) & self.options.dense
         self._compress(chosen.pages[~dense], EncodeOptions(Encoding.LZ4), NONE)
         if not dense.any():
             return

@@ -38,3 +38,18 @@ class EngineOptions:
     low_watermark: float = 0.8
     patch_limit: int = 2048
     dense: bool = True
+
+
+# What a running engine can be told; the rest decides what it is built of.
+LIVE_OPTIONS = (
+    "cpu_share",
+    "visit_interval_s",
+    "c4_visits",
+    "refault_limit",
+    "fault_limit",
+    "evicted_share_limit",
+    "high_watermark",
+    "low_watermark",
+    "patch_limit",
+    "dense",
+)

@@ -37,20 +37,47 @@ class Reason(StrEnum):
 
 
 class Reasons:
-    """Counters by name: those above, and what hosts answered, as share_stale, watch_busy, evict_touched."""
+    """Counters by name: those above, and what hosts answered, as share_stale, watch_busy, evict_touched.
+
+    Since the beginning for all domains; for each domain, those of its visits in the latest complete sweep.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._sweep: dict[int, Counter[str]] = {}
+        self._latest: dict[int, Counter[str]] = {}
+        self._visited: Counter[str] = Counter()
+
+    def begin_sweep(self) -> None:
+        self._sweep = {}
+        self._visited = Counter()
+
+    def begin_visit(self, domid: int) -> None:
+        """What is counted from now on is this domain's."""
+        self._visited = self._sweep.setdefault(domid, Counter())
+
+    def end_sweep(self) -> None:
+        self._latest = self._sweep
+        self.begin_sweep()
+
+    def _count(self, reason: str, pages: int) -> None:
+        self._counts[reason] += pages
+        self._visited[reason] += pages
 
     def add(self, reason: Reason, pages: int) -> None:
         if pages:
-            self._counts[reason] += int(pages)
+            self._count(reason, int(pages))
 
     def add_results(self, step: str, results: Results) -> None:
         """Counts what is not DONE among the results of `share`, `watch`, `unshare`, `evict` or `swap`."""
         outcomes, counts = np.unique(results[results != Outcome.DONE], return_counts=True)
         for outcome, count in zip(outcomes.tolist(), counts.tolist(), strict=True):
-            self._counts[f"{step}_{Outcome(outcome).name.lower()}"] += count
+            self._count(f"{step}_{Outcome(outcome).name.lower()}", count)
 
     def as_dict(self) -> dict[str, int]:
         return dict(sorted(self._counts.items()))
+
+    def of_domain(self, domid: int) -> dict[str, int] | None:
+        """Pages by reason in the latest sweep; None: none was completed since the domain came."""
+        latest = self._latest.get(domid)
+        return None if latest is None else dict(latest.most_common())

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffengine.engine.pages import PageTable, Place
+from diffengine.engine.pages import EVICTABLE, FUTILE, Domain, PageTable, Place
+from diffengine.engine.reasons import Reason
+from diffengine.native import NONE, PAGE_BYTES
 
 TECHNIQUES = ("sharing", "patching", "compression", "swapping")
 
@@ -28,6 +30,60 @@ class EngineReport:
     refaults: dict[int, int]
     touches: dict[int, int]
     reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class DomainReport:
+    """Of one domain. pages: how many are where. saved_by: bytes, as in EngineReport; a frame that several domains
+    share counts for each in proportion. reasons: None before its first complete sweep."""
+
+    domid: int
+    gfns: int
+    min_resident: int
+    pages: dict[str, int]
+    saved_by: dict[str, int]
+    refaults: int
+    touches: int
+    reasons: dict[str, int] | None
+
+
+def domain_report(table: PageTable, domain: Domain, reasons: dict[str, int] | None) -> DomainReport:
+    places = table.place[domain.part]
+    counts = np.bincount(places, minlength=len(Place))
+    saved = np.bincount(places, weights=table.saved[domain.part], minlength=len(Place)) if table.evicts else counts * 0
+    return DomainReport(
+        domid=domain.domid,
+        gfns=domain.gfns,
+        min_resident=domain.min_resident,
+        pages={place.name.lower(): int(counts[place]) for place in Place if place is not Place.GONE},
+        saved_by={
+            "sharing": saved_by_sharing(table, domain),
+            "patching": int(saved[Place.PATCHED]),
+            "compression": int(saved[Place.COMPRESSED]),
+            "swapping": int(saved[Place.SWAPPED]),
+        },
+        refaults=domain.refaults,
+        touches=domain.touches,
+        reasons=with_futile(table, domain, reasons),
+    )
+
+
+def with_futile(table: PageTable, domain: Domain, reasons: dict[str, int] | None) -> dict[str, int] | None:
+    """A page that does not get smaller is tried, and counted, once; it is in the way at each visit."""
+    if reasons is None or not table.evicts:
+        return reasons
+    kept = EVICTABLE[table.place[domain.part]] & ((table.notes[domain.part] & FUTILE) != 0)
+    count = int(kept.sum())
+    return {**reasons, Reason.INCOMPRESSIBLE.value: count} if count else reasons
+
+
+def saved_by_sharing(table: PageTable, domain: Domain) -> int:
+    """A frame with n sharers saves n - 1 frames; each sharer's part of that."""
+    if not table.shares:
+        return 0
+    sources = table.source[domain.part]
+    sharers = table.sharers[sources[sources != NONE]]
+    return int(((sharers - 1.0) / np.maximum(sharers, 1)).sum() * PAGE_BYTES)
 
 
 def count_places(table: PageTable) -> dict[str, int]:

@@ -28,7 +28,7 @@ class Swapper:
         self._host = host
         self._pager = pager
         self._table = table
-        self._options = options
+        self.options = options
         self._reasons = reasons
         self._allowed = bool(options.policy.allows(Technique.SWAP)[State.C4])
         self._next = 0
@@ -41,8 +41,8 @@ class Swapper:
         wanted = bytes_to_free(
             self._used_bytes(table_bytes),
             self._host.memory().frames * PAGE_BYTES,
-            self._options.high_watermark,
-            self._options.low_watermark,
+            self.options.high_watermark,
+            self.options.low_watermark,
         )
         if wanted <= 0:
             return

@@ -122,6 +122,14 @@ class PagerClient(ProposingPager):
         """Loads every page of a domain that is out."""
         self._call_domain(lib.DE_COMMAND_RESTORE, domid, f"bringing back the pages of domain {domid}")
 
+    def pages_out(self, domid: int) -> int:
+        """How many of the domain's pages have no frame; 0 for one that the pager does not have."""
+        pages = ffi.new("uint32_t *")
+        status = lib.de_queue_count_out(self._client, domid, pages)
+        if status != lib.DE_NOT_FOUND:
+            check(status, f"reading the page table of domain {domid}")
+        return int(pages[0])
+
     def failure(self, domid: int) -> str:
         """Why the domain was halted, "" if it was not."""
         text = ffi.new("char[]", 256)

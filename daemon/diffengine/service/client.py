@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The other end of the status socket, for the command line."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from diffengine.errors import DiffengineError
+
+# `free` and `release` may take minutes; their own limits end them.
+ANSWER_S = 900.0
+
+
+class DaemonError(DiffengineError):
+    """The daemon is not there, or refuses; what it said."""
+
+
+class Client:
+    """One connection; close it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DaemonError."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(ANSWER_S)
+        try:
+            self._socket.connect(str(path))
+        except PermissionError as error:
+            self._socket.close()
+            raise DaemonError(f"{path}: not for this user; become a member of its group, or root") from error
+        except OSError as error:
+            self._socket.close()
+            raise DaemonError(
+                f"{path}: no daemon answers there ({error.strerror}); start `diffengine daemon`, or name its socket "
+                "with --socket"
+            ) from error
+        self._lines = self._socket.makefile("rb")
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        """The result. Raises DaemonError with what the daemon says."""
+        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
+        with suppress(BrokenPipeError):  # it may have said why
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        answer = self._read()
+        if "error" in answer:
+            raise DaemonError(str(answer["error"]["message"]))
+        return answer["result"]
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Until the daemon ends."""
+        self.call("events")
+        self._socket.settimeout(None)
+        while line := self._lines.readline():
+            yield json.loads(line)["params"]
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            line = self._lines.readline()
+        except OSError as error:
+            raise DaemonError(f"the daemon does not answer ({error}); see its log") from error
+        if not line:
+            raise DaemonError("the daemon has ended; see its log")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

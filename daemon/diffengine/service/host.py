@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which host the daemon works on, and its connections to it: the one place that knows which kinds there are."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffengine.hypervisor.machine_process import MachineClient
+from diffengine.hypervisor.pager_client import PagerClient, PagerInUseError
+from diffengine.hypervisor.protocol import Host
+from diffengine.hypervisor.xen import XenHost
+from diffengine.hypervisor.xen.gather import toolstack_configurations
+from diffengine.service.configuration import Identity
+
+STATE = Path("/run/diffengine")
+# A former engine's lock goes with its process, which takes a moment to end.
+PATIENCE_S = 5.0
+RETRY_S = 0.02
+
+
+@dataclass(frozen=True)
+class HostChoice:
+    """state: the pager's directory. machine: the socket of a diffengine-machine; None: the Xen that this dom0 runs on.
+
+    names: of a machine's domains, by domid.
+    """
+
+    state: Path
+    machine: Path | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return "xen" if self.machine is None else "machine"
+
+
+@dataclass(frozen=True)
+class Connected:
+    """identify: who is who now, by domid."""
+
+    kind: str
+    state: Path
+    host: Host
+    pager: PagerClient
+    identify: Callable[[], Mapping[int, Identity]]
+
+
+@contextmanager
+def connect(choice: HostChoice) -> Iterator[Connected]:
+    """Connections to the host and to the pager. HostGoneError or XenUnavailableError if one of them is not there."""
+    with _host(choice) as (host, identify):
+        pager = _connect_pager(choice.state)
+        try:
+            yield Connected(choice.kind, choice.state, host, pager, identify)
+        finally:
+            pager.close()
+
+
+@contextmanager
+def _host(choice: HostChoice) -> Iterator[tuple[Host, Callable[[], Mapping[int, Identity]]]]:
+    if choice.machine is None:
+        with XenHost() as xen:
+            yield xen, lambda: _xen_identities(xen)
+        return
+    machine = MachineClient(choice.machine)
+    try:
+        yield machine, lambda: {domid: Identity(domid, "", name) for domid, name in choice.names.items()}
+    finally:
+        machine.close()
+
+
+def _xen_identities(xen: XenHost) -> dict[int, Identity]:
+    """UUIDs from the hypervisor, names from the toolstack."""
+    names = {domid: configuration.name for domid, configuration in toolstack_configurations().items()}
+    return {
+        domain.domid: Identity(domain.domid, str(domain.uuid), names.get(domain.domid, ""))
+        for domain in xen.connection.domains()
+    }
+
+
+def _connect_pager(state: Path) -> PagerClient:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return PagerClient(state)
+        except PagerInUseError:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(RETRY_S)

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can be asked over the status socket. docs/socket.md describes each; the command line has the same names."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from diffengine.errors import DiffengineError, one_line
+from diffengine.hypervisor.pager_control import PagerControl
+from diffengine.service.configuration import ConfigurationError
+from diffengine.service.events import EventKind, Events
+from diffengine.service.explain import explain
+from diffengine.service.host import Connected
+from diffengine.service.operations import Operations, RefusedError
+from diffengine.service.rpc import Code, RpcError
+from diffengine.service.snapshot import DomainStatus, Snapshot
+from diffengine.service.worker import Worker
+from diffengine.settings import CheckedTable
+
+MIB = 1 << 20
+MOST_MIB = 1 << 20
+LOOK_S = 0.25
+RELEASE_PATIENCE_S = 120.0
+Result = TypeVar("Result")
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """changes: for root alone."""
+
+    answer: Callable[[CheckedTable], Awaitable[Answer]]
+    changes: bool
+
+
+class Methods:
+    """Belongs to the control loop; what needs the engine goes through the worker."""
+
+    def __init__(self, worker: Worker, events: Events, connected: Connected) -> None:
+        self._worker = worker
+        self._events = events
+        self._connected = connected
+        self._busy = asyncio.Lock()
+        self.by_name = {
+            "status": Method(self._status, changes=False),
+            "domains": Method(self._domains, changes=False),
+            "domain": Method(self._domain, changes=False),
+            "reasons": Method(self._reasons, changes=False),
+            "set": Method(self._set, changes=True),
+            "pause": Method(self._pause, changes=True),
+            "resume": Method(self._resume, changes=True),
+            "page-in": Method(self._page_in, changes=True),
+            "free": Method(self._free, changes=True),
+            "release": Method(self._release, changes=True),
+            "drain": Method(self._drain, changes=True),
+        }
+
+    async def call(self, name: str, untrusted_parameters: dict[str, Any], may_change: bool) -> Answer:
+        """Raises RpcError for whatever went wrong."""
+        method = self.by_name.get(name)
+        if method is None:
+            known = ", ".join([*self.by_name, "events"])
+            raise RpcError(Code.UNKNOWN_METHOD, f"{name[:60]!r}: no such method; there are {known}")
+        if method.changes and not may_change:
+            raise RpcError(Code.NOT_PERMITTED, f"{name}: for root alone; run this as root, or with sudo")
+        try:
+            return await method.answer(CheckedTable("params", untrusted_parameters, []))
+        except ConfigurationError as error:
+            raise RpcError(Code.INVALID_PARAMETERS, one_line(str(error))) from error
+        except DiffengineError as error:
+            raise RpcError(Code.REFUSED, one_line(str(error))) from error
+
+    # What only reads.
+
+    async def _status(self, parameters: CheckedTable) -> Answer:
+        finish(parameters)
+        return asdict(self._snapshot.status)
+
+    async def _domains(self, parameters: CheckedTable) -> Answer:
+        finish(parameters)
+        return {"domains": [asdict(domain) for domain in self._snapshot.domains]}
+
+    async def _domain(self, parameters: CheckedTable) -> Answer:
+        return asdict(self._which(parameters))
+
+    async def _reasons(self, parameters: CheckedTable) -> Answer:
+        """Of one domain ranked, with words; without one, of all domains since the engine began."""
+        if not parameters.has("domain"):
+            finish(parameters)
+            return {"reasons": self._snapshot.reasons}
+        domain = self._which(parameters)
+        found = explain(domain, self._snapshot.status.paused)
+        return {"domid": domain.domid, "name": domain.name, "reasons": [asdict(each) for each in found]}
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._worker.snapshot
+
+    def _which(self, parameters: CheckedTable) -> DomainStatus:
+        """The domain that the parameter names, by number, UUID or name."""
+        text = domain_parameter(parameters)
+        finish(parameters)
+        if text is None:
+            raise RpcError(Code.INVALID_PARAMETERS, "params domain: must be a domain's number, UUID or name")
+        return find_domain(self._snapshot.domains, text)
+
+    def _which_or_all(self, parameters: CheckedTable) -> DomainStatus | None:
+        if parameters.has("domain"):
+            return self._which(parameters)
+        finish(parameters)
+        return None
+
+    # What changes something.
+
+    async def _on_engine(self, order: Callable[[Operations], Result]) -> Result:
+        return await asyncio.wrap_future(self._worker.submit(order))
+
+    async def _set(self, parameters: CheckedTable) -> Answer:
+        domain, key = parameters.text("domain"), parameters.text("key")
+        if key is None:
+            raise RpcError(Code.INVALID_PARAMETERS, "params key: must be the name of a setting")
+        value = parameters.values.get("value")
+        parameters.flag("value", False)  # known, whatever it is: it is checked as the file is
+        parameters.errors.clear()
+        finish(parameters)
+        if isinstance(value, dict | list) or (isinstance(value, float) and not math.isfinite(value)):
+            raise RpcError(Code.INVALID_PARAMETERS, "params value: must be a number, a text, true, false or null")
+        if domain is not None:
+            domain = self._table_of(domain)
+        await self._on_engine(lambda operations: operations.set(domain, key, value))
+        return {"key": key, "value": value}
+
+    def _table_of(self, text: str) -> str:
+        """A configuration names domains by UUID or name; a number is put into one of them."""
+        found = [each for each in self._snapshot.domains if text == str(each.domid)]
+        if not found or any(text in (each.uuid, each.name) for each in self._snapshot.domains):
+            return text
+        name = found[0].uuid or found[0].name
+        if not name:
+            raise RefusedError(f"domain {text} has neither UUID nor name, so that no settings can be kept for it")
+        return name
+
+    async def _pause(self, parameters: CheckedTable) -> Answer:
+        return await self._pause_or_resume(parameters, Operations.pause)
+
+    async def _resume(self, parameters: CheckedTable) -> Answer:
+        return await self._pause_or_resume(parameters, Operations.resume)
+
+    async def _pause_or_resume(
+        self, parameters: CheckedTable, order: Callable[[Operations, int | None], None]
+    ) -> Answer:
+        domain = self._which_or_all(parameters)
+        domid = None if domain is None else domain.domid
+        await self._on_engine(lambda operations: order(operations, domid))
+        return {"domid": domid}
+
+    async def _page_in(self, parameters: CheckedTable) -> Answer:
+        domid = self._which(parameters).domid
+        pages = await self._on_engine(lambda operations: operations.page_in(domid))
+        return {"domid": domid, "pages": pages}
+
+    async def _drain(self, parameters: CheckedTable) -> Answer:
+        """Everything comes back, and the engine is paused; domain by domain, so that others are answered between."""
+        finish(parameters)
+        async with self._alone():
+            await self._on_engine(Operations.domids_out)
+            await self._on_engine(lambda operations: operations.pause(None))
+            out = await self._on_engine(Operations.domids_out)
+            pages = 0
+            for domid in out:
+                pages += await self._on_engine(partial(Operations.bring_back, domid=domid))
+        return {"domains": len(out), "pages": pages}
+
+    async def _release(self, parameters: CheckedTable) -> Answer:
+        """The pager lets go of a domain; undo: it may take it again."""
+        undo = parameters.flag("undo", False)
+        domain = self._which(parameters)
+        async with self._alone():
+            pages = await asyncio.to_thread(self._release_on_pager, domain.domid, undo)
+        kind, done = (EventKind.TAKEN_BACK, "may be paged again") if undo else (EventKind.RELEASED, "is released")
+        self._events.tell(kind, f"domain {domain.domid} {done}", domain.domid)
+        return {"domid": domain.domid, "pages": pages}
+
+    def _release_on_pager(self, domid: int, undo: bool) -> int:
+        """On a thread of its own: the pager's queue for operators is not the engine's."""
+        with PagerControl(self._connected.state) as pager:
+            if undo:
+                pager.take_back(domid)
+                return 0
+            pages = pager.pages_out(domid)
+            pager.release(domid, RELEASE_PATIENCE_S)
+            return pages
+
+    async def _free(self, parameters: CheckedTable) -> Answer:
+        """A hint: whatever is free when the time is over is told."""
+        mib = parameters.optional_whole("mib", 1, MOST_MIB, " MiB")
+        timeout_s = parameters.number("timeout_s", 30.0, 0.1, 600, " seconds")
+        finish(parameters)
+        if mib is None:
+            raise RpcError(Code.INVALID_PARAMETERS, "params mib: must be how many MiB are wanted")
+        async with self._alone():
+            free = await self._free_bytes()
+            if free < mib * MIB:
+                free = await self._make_free(mib * MIB, timeout_s)
+        return {"mib": mib, "free_mib": free // MIB, "enough": free >= mib * MIB}
+
+    async def _make_free(self, wanted: int, timeout_s: float) -> int:
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + timeout_s
+        await self._on_engine(lambda operations: operations.begin_freeing(wanted))
+        free = 0
+        try:
+            while (free := await self._free_bytes()) < wanted and loop.time() < end_s:
+                await asyncio.sleep(LOOK_S)
+        finally:
+            text = f"{wanted // MIB:,} MiB were wanted for another domain; {free // MIB:,} MiB are free"
+            await self._on_engine(lambda operations: operations.end_freeing(text))
+        return free
+
+    async def _free_bytes(self) -> int:
+        return await self._on_engine(lambda operations: operations.free_bytes())
+
+    def _alone(self) -> "_Alone":
+        return _Alone(self._busy)
+
+
+class _Alone:
+    """One long request at a time; the next is refused rather than kept waiting."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        if self._lock.locked():
+            raise RefusedError("another free, release or drain is under way; try again when it is done")
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def finish(parameters: CheckedTable) -> None:
+    """Raises RpcError for parameters that are wrong, or that the method does not have."""
+    parameters.finish()
+    if parameters.errors:
+        raise RpcError(Code.INVALID_PARAMETERS, one_line("; ".join(parameters.errors[:4])))
+
+
+def domain_parameter(parameters: CheckedTable) -> str | None:
+    if isinstance(parameters.values.get("domain"), int):
+        return str(parameters.whole("domain", 0, 0, 0x7FEF))
+    return parameters.text("domain")
+
+
+def find_domain(domains: tuple[DomainStatus, ...], text: str) -> DomainStatus:
+    """Raises RefusedError if none, or more than one, is meant."""
+    for found in (
+        [each for each in domains if each.uuid and each.uuid == text.lower()],
+        [each for each in domains if each.name == text],
+        [each for each in domains if str(each.domid) == text],
+    ):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise RefusedError(f"several domains are called {text}; name it by number or UUID")
+    raise RefusedError(f"there is no domain {text[:60]}; `diffengine domains` shows which there are")

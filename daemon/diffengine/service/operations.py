@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the daemon can be told to do. All of it belongs to the engine's thread."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from diffengine.engine import EngineOptions
+from diffengine.errors import DiffengineError
+from diffengine.hypervisor.protocol import DomainInfo
+from diffengine.native import PAGE_BYTES, NativeError
+from diffengine.service.attached import AttachedEngine, Cause, DomainTerms, LeftAlone, Standing, own_group, shown_group
+from diffengine.service.configuration import Configuration, Identity, with_change
+from diffengine.service.events import EventKind
+from diffengine.service.host import Connected
+from diffengine.service.snapshot import Snapshot, take_snapshot
+
+PAGES_PER_MIB = (1 << 20) // PAGE_BYTES
+# While memory is wanted, pages are visited so many times as often.
+FREEING_SPEED = 4
+LEAST_INTERVAL_S = 0.001
+# Telling may take so much of the thread's time, and at most so often.
+TELLING_SHARE = 0.002
+TELL_INTERVAL_S = 1.0
+RESTORE_PATIENCE_S = 10.0
+RETRY_S = 0.05
+Tell = Callable[[EventKind, str, int | None], None]
+
+
+class RefusedError(DiffengineError):
+    """What was asked for can't be done now; why, and what to do."""
+
+
+class Operations:
+    """The engine, the settings that it works by, and what is asked of it."""
+
+    def __init__(self, connected: Connected, configuration: Configuration, tell: Tell) -> None:
+        self._connected = connected
+        self._tell = tell
+        self.configuration = configuration
+        self._identities: dict[int, Identity] = {}
+        self._paused: set[int] = set()
+        self._all_paused = False
+        self._wanted_bytes = 0
+        self._start_s = time.monotonic()
+        self._tell_s = float("-inf")
+        self._attached = AttachedEngine(
+            connected.host, connected.pager, configuration.engine, self._terms, self._standing_changed
+        )
+        self._attached.look()
+        self.snapshot = self._take_snapshot()
+
+    # The loop.
+
+    def step(self) -> float:
+        """One step of the engine, if it is not paused. Seconds to wait before the next."""
+        self._attached.look_in_time()
+        wait_s = TELL_INTERVAL_S if self._all_paused else self._attached.step()
+        if time.monotonic() >= self._tell_s:
+            self.refresh()
+        return wait_s
+
+    def refresh(self) -> None:
+        """A snapshot of now; the next one not before this one's time is a small part of all time."""
+        start_s = time.monotonic()
+        self.snapshot = self._take_snapshot()
+        took_s = time.monotonic() - start_s
+        self._tell_s = start_s + max(TELL_INTERVAL_S, took_s / TELLING_SHARE)
+
+    def close(self) -> None:
+        self._attached.close()
+
+    def _take_snapshot(self) -> Snapshot:
+        return take_snapshot(
+            self._connected,
+            self._attached,
+            self._identities,
+            paused=self._all_paused,
+            freeing=self._wanted_bytes > 0,
+            taken_s=time.monotonic() - self._start_s,
+        )
+
+    # What is wanted of a domain.
+
+    def _terms(self, domain: DomainInfo) -> Standing:
+        identity = self._identity(domain.domid)
+        settings = self.configuration.domain(identity)
+        if domain.domid in self._paused:
+            return LeftAlone(Cause.PAUSED, f"paused; `diffengine resume {domain.domid}` goes on")
+        if not settings.enabled:
+            return LeftAlone(Cause.NOT_ENABLED, "not enabled in the configuration")
+        group = settings.trust_group or own_group(domain.domid)
+        return DomainTerms(group, int(settings.min_resident_mib * PAGES_PER_MIB))
+
+    def _identity(self, domid: int) -> Identity:
+        if domid not in self._identities:
+            # Also for others that came meanwhile: asking may take a process of its own.
+            self._identities.update(self._connected.identify())
+            self._identities.setdefault(domid, Identity(domid))
+        return self._identities[domid]
+
+    def _standing_changed(self, domid: int, standing: Standing | None) -> None:
+        called = self._called(domid)
+        if standing is None:
+            self._identities.pop(domid, None)
+            self._paused.discard(domid)
+            self._tell(EventKind.GONE, f"{called} is gone", domid)
+        elif isinstance(standing, LeftAlone):
+            self._tell(EventKind.LEFT_ALONE, f"{called} is left alone: {standing.why}", domid)
+        else:
+            group = shown_group(standing.trust_group)
+            where = f"in trust group {group}" if group else "in a trust group of its own"
+            self._tell(EventKind.WORKED_ON, f"{called} is worked on, {where}", domid)
+
+    def _called(self, domid: int) -> str:
+        name = self._identities.get(domid, Identity(domid)).name
+        return f"domain {domid} ({name})" if name else f"domain {domid}"
+
+    # Settings.
+
+    def set(self, domain: str | None, key: str, value: Any) -> None:
+        """Raises ConfigurationError, and nothing has changed."""
+        self.use(with_change(self.configuration, domain, key, value))
+        where = "engine" if domain is None else f'domain."{domain}"'
+        self._tell(EventKind.SETTINGS, f"set {where} {key} = {value!r}", None)
+
+    def use(self, configuration: Configuration) -> None:
+        """Everything by these settings from now on."""
+        self.configuration = configuration
+        self._attached.set_options(self._options())
+        self._attached.look()
+        self.refresh()
+
+    # Work.
+
+    def pause(self, domid: int | None) -> None:
+        """None: the whole engine, which keeps what it knows."""
+        if domid is None:
+            self._all_paused = True
+            self._tell(EventKind.PAUSED, "the engine is paused", None)
+        else:
+            self._paused.add(domid)
+            self._tell(EventKind.PAUSED, f"{self._called(domid)} is paused", domid)
+        self._attached.look()
+        self.refresh()
+
+    def resume(self, domid: int | None) -> None:
+        if domid is None:
+            self._all_paused = False
+            self._tell(EventKind.RESUMED, "the engine goes on", None)
+        else:
+            self._paused.discard(domid)
+            self._tell(EventKind.RESUMED, f"{self._called(domid)} goes on", domid)
+        self._attached.look()
+        self.refresh()
+
+    def pages_out(self, domid: int) -> int:
+        return self._connected.pager.pages_out(domid)
+
+    def check_room(self, pages: int, what: str) -> None:
+        """Raises RefusedError if there are not so many free frames: half of it back helps nobody, and fills the
+        host."""
+        free = self._connected.host.memory().free
+        if pages > free:
+            raise RefusedError(
+                f"{what} needs {_mib(pages)} for pages that are out, and the host has {_mib(free)} free; make room "
+                "first (end or balloon down other domains), then try again"
+            )
+
+    def page_in(self, domid: int) -> int:
+        """Brings all its pages back, and pauses it, so that they stay. How many."""
+        self.check_room(self.pages_out(domid), self._called(domid))
+        self.pause(domid)
+        return self.bring_back(domid)
+
+    def bring_back(self, domid: int) -> int:
+        """The same for one that is not worked on now."""
+        pages = self.pages_out(domid)
+        self._restore(domid)
+        self._tell(EventKind.PAGED_IN, f"{self._called(domid)}: {pages:,} pages came back", domid)
+        self.refresh()
+        return pages
+
+    def _restore(self, domid: int) -> None:
+        """A page that its guest waits for may be on its way in already: then once more."""
+        deadline_s = time.monotonic() + RESTORE_PATIENCE_S
+        while self.pages_out(domid):
+            try:
+                self._connected.pager.restore(domid)
+                return
+            except NativeError:
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(RETRY_S)
+
+    def domids_out(self) -> dict[int, int]:
+        """Pages that are out, of each domain that has some. Raises RefusedError if not all could come back."""
+        out = {domid: pages for domid in self._attached.domains if (pages := self.pages_out(domid))}
+        self.check_room(sum(out.values()), "draining")
+        return out
+
+    # Memory that is wanted.
+
+    def free_bytes(self) -> int:
+        return self._connected.host.memory().free * PAGE_BYTES
+
+    def begin_freeing(self, wanted_bytes: int) -> None:
+        """Until `end_freeing`: a whole core, faster visits, and swap down to what leaves so much."""
+        self._wanted_bytes = wanted_bytes
+        self._attached.set_options(self._options())
+        self.refresh()
+
+    def end_freeing(self, text: str) -> None:
+        self._wanted_bytes = 0
+        self._attached.set_options(self._options())
+        self._tell(EventKind.FREED, text, None)
+        self.refresh()
+
+    def _options(self) -> EngineOptions:
+        options = self.configuration.engine
+        if not self._wanted_bytes:
+            return options
+        total = self._connected.host.memory().frames * PAGE_BYTES
+        leaves = max(0.0, 1 - self._wanted_bytes / total)
+        return replace(
+            options,
+            cpu_share=1.0,
+            visit_interval_s=max(LEAST_INTERVAL_S, options.visit_interval_s / FREEING_SPEED),
+            high_watermark=min(options.high_watermark, leaves),
+            low_watermark=min(options.low_watermark, leaves),
+        )
+
+
+def _mib(pages: int) -> str:
+    return f"{pages / PAGES_PER_MIB:,.1f} MiB"
