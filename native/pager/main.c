@@ -10,11 +10,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -206,12 +209,48 @@ static void catch_signals(void)
     sigaction(SIGINT, &action, NULL);
 }
 
+/** Writes the statistics page as long as a command takes, too. */
+struct publisher {
+    struct de_queue_server *server;
+    int end; /**< an eventfd */
+    pthread_t thread;
+};
+
+static void *publish(void *argument)
+{
+    struct publisher *publisher = argument;
+    struct pollfd end_poll = {.fd = publisher->end, .events = POLLIN};
+    while (poll(&end_poll, 1, PUBLISH_MS) <= 0)
+        de_queue_publish(publisher->server);
+    return NULL;
+}
+
+static int publisher_start(struct publisher *publisher, struct de_queue_server *server)
+{
+    *publisher = (struct publisher){.server = server, .end = eventfd(0, EFD_CLOEXEC)};
+    int error = publisher->end < 0 ? errno : pthread_create(&publisher->thread, NULL, publish, publisher);
+    if (error && publisher->end >= 0)
+        close(publisher->end);
+    errno = error;
+    return error ? DE_SYSTEM : DE_OK;
+}
+
+static void publisher_stop(struct publisher *publisher)
+{
+    eventfd_write(publisher->end, 1);
+    pthread_join(publisher->thread, NULL);
+    close(publisher->end);
+}
+
 static int serve(struct de_pager *pager, const char *directory)
 {
-    struct de_queue_server *server;
+    struct de_queue_server *server = NULL;
+    struct publisher publisher;
     int status = de_queue_serve_create(directory, pager, &server);
     if (status == DE_OK)
         status = de_pager_start(pager);
+    if (status == DE_OK)
+        status = publisher_start(&publisher, server);
     if (status != DE_OK) {
         fprintf(stderr, "diffengine-pager: %s: %s\n", directory,
                 status == DE_SYSTEM ? strerror(errno) : de_status_text(status));
@@ -220,9 +259,10 @@ static int serve(struct de_pager *pager, const char *directory)
     puts("ready");
     fflush(stdout);
     while (!ending && !de_pager_gone(pager)) {
-        de_queue_serve(server, PUBLISH_MS);
-        de_queue_publish(server);
+        if (de_queue_serve(server, PUBLISH_MS))
+            de_queue_publish(server);
     }
+    publisher_stop(&publisher);
     de_pager_stop(pager);
     de_queue_serve_free(server);
     if (!de_pager_gone(pager))

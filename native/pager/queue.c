@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,7 @@ struct de_queue_server {
     struct de_rebuilder *rebuilder;
     struct de_queue *queue, *control;
     struct de_pager_page *page;
+    pthread_mutex_t publishing;
     uint8_t *owned; /**< bitmap by object id: on these the client counts */
     size_t owned_bytes;
     struct arrays own;
@@ -89,6 +91,7 @@ int de_queue_serve_create(const char *directory, struct de_pager *pager, struct 
     server->control = control == MAP_FAILED ? NULL : control;
     server->page = page == MAP_FAILED ? NULL : page;
     server->pager = pager;
+    pthread_mutex_init(&server->publishing, NULL);
     if (status != DE_OK) {
         de_queue_serve_free(server);
         return status;
@@ -112,6 +115,7 @@ void de_queue_serve_free(struct de_queue_server *server)
     if (server->page)
         munmap(server->page, sizeof *server->page);
     de_rebuilder_free(server->rebuilder);
+    pthread_mutex_destroy(&server->publishing);
     free(server->owned);
     free(server);
 }
@@ -358,6 +362,7 @@ static uint64_t clock_ns(clockid_t clock)
 void de_queue_publish(struct de_queue_server *server)
 {
     struct de_pager_page *page = server->page;
+    pthread_mutex_lock(&server->publishing);
     __atomic_fetch_add(&page->sequence, 1, __ATOMIC_SEQ_CST);
     page->session = server->queue->session;
     page->written_ns = clock_ns(CLOCK_MONOTONIC);
@@ -369,4 +374,5 @@ void de_queue_publish(struct de_queue_server *server)
     else
         memset(&page->swap, 0, sizeof page->swap);
     __atomic_fetch_add(&page->sequence, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&server->publishing);
 }

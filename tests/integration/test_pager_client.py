@@ -4,6 +4,8 @@
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -242,3 +244,28 @@ def test_successor(system: System) -> None:
     assert system.pager.counters().swap_bytes == 20 * PAGE
     assert (system.read_guest(gfns) == system.pages[1:50]).all()
     assert system.pager.failure(system.domid) == ""
+
+
+def written_ns(system: System) -> int:
+    content = (system.state / "statistics").read_bytes()
+    return int(ffi.cast("struct de_pager_page *", ffi.from_buffer(content)).written_ns)
+
+
+def test_statistics_go_on_while_a_command_takes_long(system: System) -> None:
+    system.pager.add_domain(system.domid, GFNS)
+    evict(system, np.arange(10, dtype=np.uint32))
+    # Of a machine that stands still, a command waits for the answer.
+    system.machine.send_signal(signal.SIGSTOP)
+    restore = threading.Thread(target=system.pager.restore, args=(system.domid,))
+    restore.start()
+    deadline_s = time.monotonic() + 20
+    seen: set[int] = set()
+    while len(seen) < 5 and time.monotonic() < deadline_s:
+        seen.add(written_ns(system))
+        time.sleep(0.02)
+    waiting = restore.is_alive()
+    system.machine.send_signal(signal.SIGCONT)
+    restore.join()
+    assert waiting
+    assert len(seen) == 5
+    assert system.pager.counters().evicted == 0

@@ -97,7 +97,7 @@ int de_queue_serve_create(const char *directory, struct de_pager *pager, struct 
 void de_queue_serve_free(struct de_queue_server *server);
 /** Wait up to @p timeout_ms for a command and carry it out. @return whether there was one. */
 bool de_queue_serve(struct de_queue_server *server, unsigned timeout_ms);
-/** Write the statistics page. */
+/** Write the statistics page. Any thread, also while a command is carried out. */
 void de_queue_publish(struct de_queue_server *server);
 
 /* The client's side: one thread. */
