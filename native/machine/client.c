@@ -10,12 +10,14 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
+#define NS_PER_S 1000000000u
 /* Most calls take a microsecond or two: worth staying awake for. */
 #define SPIN_NS 20000u
 /* How often a caller that sleeps looks whether the machine is still there. */
-#define LOOK_NS 100000000
+#define LOOK_NS 100000000u
 
 static bool look_for_hangup(struct de_machine_client *client)
 {
@@ -65,18 +67,37 @@ void client_give(struct de_machine_client *client, struct lane *lane)
     pthread_mutex_unlock(&client->lock);
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+static bool under_way(uint32_t state)
+{
+    return state == LANE_CALL || state == LANE_RUNNING || state == LANE_WAITING;
+}
+
 int64_t client_call(struct de_machine_client *client, struct lane *lane, struct call *call)
 {
-    static const struct timespec look = {.tv_nsec = LOOK_NS};
     uint64_t spin_ns = call->operation == OPERATION_WAIT ? 0 : SPIN_NS;
     lane->call = *call;
-    lane_hand_over(lane, LANE_CALL, &lane->machine_sleeps);
-    while (!lane_await(lane, LANE_CALL, &lane->client_sleeps, spin_ns, &look)) {
+    lane_hand_over(lane, LANE_CALL, LANE_MACHINE);
+    return client_await(client, lane, call, spin_ns);
+}
+
+int64_t client_await(struct de_machine_client *client, struct lane *lane, struct call *call, uint64_t spin_ns)
+{
+    uint32_t state;
+    while (under_way(state = atomic_load(&lane->state))) {
+        if (lane_await(lane, state, LANE_CLIENT, spin_ns, now_ns() + LOOK_NS))
+            continue;
         spin_ns = 0;
         if (look_for_hangup(client))
             return -ECONNRESET;
     }
-    if (atomic_load(&lane->state) != LANE_DONE) {
+    if (state != LANE_DONE) {
         atomic_store(&client->gone, true);
         return -ECONNRESET;
     }

@@ -109,18 +109,30 @@ static int domain_uuid(void *context, uint16_t domain, struct de_uuid *uuid)
     return error;
 }
 
+/* Its ring begins anew. */
+static void forget_brought(struct de_machine_client *client, uint16_t domain)
+{
+    pthread_mutex_lock(&client->lock);
+    if (client->brought.domain == domain)
+        client->brought = (struct brought_events){.count = 0};
+    pthread_mutex_unlock(&client->lock);
+}
+
 static int paging_enable(void *context, uint16_t domain)
 {
+    forget_brought(context, domain);
     return call_domain(context, OPERATION_PAGING_ENABLE, domain, 0);
 }
 
 static int paging_disable(void *context, uint16_t domain)
 {
+    forget_brought(context, domain);
     return call_domain(context, OPERATION_PAGING_DISABLE, domain, 0);
 }
 
 static int paging_take_over(void *context, uint16_t domain, uint32_t *answered)
 {
+    forget_brought(context, domain);
     struct call call = {.operation = OPERATION_PAGING_TAKE_OVER, .words = {domain}};
     int error = (int)client_plain(context, &call);
     if (!error)
@@ -172,8 +184,28 @@ static int unshare(void *context, uint16_t domain, uint32_t gfn)
     return call_domain(context, OPERATION_UNSHARE, domain, gfn);
 }
 
+/* @return 1: taken, 0: none is left, -1: ask the machine. */
+static int take_brought(struct de_machine_client *client, uint16_t domain, struct de_vm_event *event)
+{
+    struct brought_events *brought = &client->brought;
+    int taken = -1;
+    pthread_mutex_lock(&client->lock);
+    if (brought->domain == domain && brought->next < brought->count) {
+        *event = brought->events[brought->next++];
+        taken = 1;
+    } else if (brought->domain == domain && brought->all) {
+        brought->all = false;
+        taken = 0;
+    }
+    pthread_mutex_unlock(&client->lock);
+    return taken;
+}
+
 static int ring_take(void *context, uint16_t domain, struct de_vm_event *event)
 {
+    int brought = take_brought(context, domain, event);
+    if (brought >= 0)
+        return brought;
     struct lane *lane = client_take(context);
     if (!lane)
         return -ECONNRESET;
@@ -197,14 +229,81 @@ static int ring_answer(void *context, uint16_t domain, const struct de_vm_event 
     return error;
 }
 
+/* One wait at a time brings events; what nobody took of the last one's goes back. @return whether this one
+ * does. */
+static bool bring_begin(struct de_machine_client *client, struct call *call)
+{
+    pthread_mutex_lock(&client->lock);
+    bool bring = !client->bringing;
+    if (bring) {
+        call->words[WAIT_LEFT_DOMAIN] = client->brought.domain;
+        call->words[WAIT_LEFT_COUNT] = client->brought.count - client->brought.next;
+        client->brought = (struct brought_events){.count = 0};
+        client->bringing = true;
+    }
+    pthread_mutex_unlock(&client->lock);
+    call->words[WAIT_BRING_EVENTS] = bring;
+    return bring;
+}
+
+/* @param area NULL: nothing came. */
+static void bring_end(struct de_machine_client *client, const struct wait_arrays *area)
+{
+    pthread_mutex_lock(&client->lock);
+    if (area) {
+        client->brought = (struct brought_events){.domain = area->domains[0],
+                                                  .count = (uint32_t)batch(area->events_count, DE_RING_SLOTS),
+                                                  .all = true};
+        memcpy(client->brought.events, area->events, sizeof area->events);
+    }
+    client->bringing = false;
+    pthread_mutex_unlock(&client->lock);
+}
+
+/* Wait without a thread of the machine that waits, too: it is the thread that brings an event that wakes us.
+ */
+static int64_t wait_on_lane(struct de_machine_client *client, struct lane *lane, struct call *call)
+{
+    struct area *area = client->area;
+    for (;;) {
+        if (atomic_exchange(&area->ready, 0)) {
+            call->words[WAIT_TIMEOUT_NS] = 0;
+            call->words[WAIT_ENDS] = true;
+            int64_t found = client_call(client, lane, call);
+            if (found || call->words[WAIT_INTERRUPTED])
+                return found;
+            call->words[WAIT_LEFT_COUNT] = 0;
+        }
+        lane->call = *call;
+        atomic_store(&area->waiting_lane, (uint32_t)(lane - area->lanes));
+        atomic_store(&lane->state, LANE_WAITING);
+        uint32_t waiting = LANE_WAITING;
+        if (!atomic_load(&area->ready) || !atomic_compare_exchange_strong(&lane->state, &waiting, LANE_IDLE))
+            return client_await(client, lane, call, 0);
+    }
+}
+
+static int64_t wait_over(struct de_machine_client *client, struct lane *lane, struct call *call,
+                         uint16_t *domains)
+{
+    const struct wait_arrays *area = (const struct wait_arrays *)lane->data;
+    bool bring = bring_begin(client, call);
+    int64_t found = call->words[WAIT_TIMEOUT_NS] == UINT64_MAX && bring ? wait_on_lane(client, lane, call)
+                                                                        : client_call(client, lane, call);
+    if (found > 0)
+        memcpy(domains, area->domains, (size_t)found * sizeof *domains);
+    if (bring)
+        bring_end(client, found > 0 ? area : NULL);
+    return found;
+}
+
 static int wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity)
 {
-    struct call call = {
-        .operation = OPERATION_WAIT, .count = (uint32_t)batch(capacity, WAIT_BATCH), .words = {timeout_ns}};
+    struct call call = {.operation = OPERATION_WAIT,
+                        .count = (uint32_t)batch(capacity, WAIT_BATCH),
+                        .words = {[WAIT_TIMEOUT_NS] = timeout_ns}};
     struct lane *lane = client_take(context);
-    int64_t found = lane ? client_call(context, lane, &call) : -ECONNRESET;
-    if (found > 0)
-        memcpy(domains, lane->data, (size_t)found * sizeof *domains);
+    int64_t found = lane ? wait_over(context, lane, &call, domains) : -ECONNRESET;
     if (lane)
         client_give(context, lane);
     /* Who waits in a loop should not burn a processor when there is nothing left to wait for. */

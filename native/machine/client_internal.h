@@ -11,6 +11,15 @@
 #include <diffengine/machine_client.h>
 #include <pthread.h>
 
+/** Events that a wait brought along, until they are taken. */
+struct brought_events {
+    uint16_t domain;
+    uint32_t next;
+    uint32_t count;
+    bool all; /**< that its ring had: no need to ask when they are taken */
+    struct de_vm_event events[DE_RING_SLOTS];
+};
+
 struct de_machine_client {
     int socket;
     int frames_fd;
@@ -22,6 +31,8 @@ struct de_machine_client {
     uint32_t busy;        /**< lanes in use, a bit each */
     uint32_t opened;      /**< lanes that have a thread in the machine */
     atomic_bool gone;     /**< the machine hung up */
+    bool bringing;        /**< a wait is under way that may bring events */
+    struct brought_events brought;
     pthread_mutex_t socket_lock;
 };
 
@@ -30,6 +41,9 @@ struct lane *client_take(struct de_machine_client *client);
 void client_give(struct de_machine_client *client, struct lane *lane);
 /** Make a call over a lane whose data is filled; @p call gets the results. Its result, or -ECONNRESET. */
 int64_t client_call(struct de_machine_client *client, struct lane *lane, struct call *call);
+/** The second half: wait for its end. */
+int64_t client_await(struct de_machine_client *client, struct lane *lane, struct call *call,
+                     uint64_t spin_ns);
 /** The same for a call without arrays. */
 int64_t client_plain(struct de_machine_client *client, struct call *call);
 /** The same for a call that returns a structure in the lane's data. */

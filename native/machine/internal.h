@@ -44,6 +44,14 @@ struct channel {
     struct domain *last_pending;
     bool interrupted;
     struct wait_queue events; /**< the pager sleeps here */
+    /**
+     * NULL, or called when there is something to wait for; the lock is held. @p vcpu NULL, or the one that
+     * waits for an answer from now on, on the caller's thread; it may be given an errand.
+     */
+    void (*announce)(struct channel *channel, struct de_vcpu *vcpu);
+    /** What a vCPU does on its thread, for a short time, before it sleeps; the lock is held before and after.
+     */
+    void (*run_errand)(struct de_vcpu *vcpu);
 };
 
 /**
@@ -91,6 +99,7 @@ struct de_vcpu {
     uint32_t id;
     unsigned pause_count;
     bool kicked;
+    void *errand;             /**< NULL, or its channel's */
     struct wait_queue wake;   /**< it sleeps here while it or its domain is paused */
     _Atomic(uint64_t) faults; /**< these four: written by its thread alone, read by any */
     _Atomic(uint64_t) cow_breaks;
@@ -189,7 +198,8 @@ void share_leave(struct de_machine *machine, struct domain *domain, uint32_t gfn
 /** Wait for a free slot. 0; -EBUSY: full, and @p vcpu is NULL (dom0 can't wait); -EOPNOTSUPP: no ring; or as
  * vcpu_wait(). */
 int ring_claim_slot(struct de_machine *machine, struct domain *domain, struct de_vcpu *vcpu);
-void ring_put(struct domain *domain, const struct de_vm_event *event);
+/** @param vcpu As channel.announce's. */
+void ring_put(struct domain *domain, const struct de_vm_event *event, struct de_vcpu *vcpu);
 /** The domain is not announced to its pager any more. */
 void ring_forget(struct domain *domain);
 
@@ -230,6 +240,24 @@ int ring_answer(struct de_machine *machine, struct channel *channel, uint16_t do
                 const struct de_vm_event *answer);
 int ring_wait(struct de_machine *machine, struct channel *channel, uint64_t timeout_ns, uint16_t *domains,
               size_t capacity);
+/** All events of its ring. The number taken; 0 also if it is not this channel's, or has none. */
+uint32_t ring_take_all(struct de_machine *machine, struct channel *channel, uint16_t domain,
+                       struct de_vm_event events[DE_RING_SLOTS]);
+/** The last @p count events taken are in the ring again, unannounced; none if it has not so many unanswered.
+ */
+/** Whether ring_interrupt() was called for a wait that has not ended yet; that wait ends with this. */
+bool ring_interrupted(struct de_machine *machine, struct channel *channel);
+void ring_put_back(struct de_machine *machine, const struct channel *channel, uint16_t domain,
+                   uint64_t count);
+
+/* The same for who holds the lock. */
+void channel_put_back(struct de_machine *machine, const struct channel *channel, uint16_t domain,
+                      uint64_t count);
+bool channel_ready(const struct channel *channel); /**< a wait would not wait */
+/** End a wait: the domains that have events, up to @p capacity; the rest is for the next one. */
+size_t channel_collect(struct channel *channel, uint16_t *domains, size_t capacity);
+uint32_t channel_take_all(struct de_machine *machine, const struct channel *channel, uint16_t domain,
+                          struct de_vm_event events[DE_RING_SLOTS]);
 void ring_interrupt(struct de_machine *machine, struct channel *channel);
 
 #endif

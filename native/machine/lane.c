@@ -7,9 +7,15 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NS_PER_S 1000000000u
+
+static _Atomic(uint32_t) *sleeps(struct lane *lane, enum lane_side side)
+{
+    return side == LANE_CLIENT ? &lane->client_sleeps : &lane->machine_sleeps;
+}
 
 static uint64_t now_ns(void)
 {
@@ -31,21 +37,30 @@ static bool spin(const struct lane *lane, uint32_t state, uint64_t spin_ns)
     return false;
 }
 
-bool lane_await(struct lane *lane, uint32_t state, _Atomic(uint32_t) *sleeps, uint64_t spin_ns,
-                const struct timespec *timeout)
+bool lane_await(struct lane *lane, uint32_t state, enum lane_side side, uint64_t spin_ns,
+                uint64_t deadline_ns)
 {
+    const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / NS_PER_S),
+                                      .tv_nsec = (long)(deadline_ns % NS_PER_S)};
     if (spin_ns && spin(lane, state, spin_ns))
         return true;
-    atomic_store(sleeps, 1);
+    atomic_store(sleeps(lane, side), side);
     if (atomic_load(&lane->state) == state)
-        syscall(SYS_futex, &lane->state, FUTEX_WAIT, state, timeout, NULL, 0);
-    atomic_store(sleeps, 0);
+        syscall(SYS_futex, &lane->state, FUTEX_WAIT_BITSET, state,
+                deadline_ns == LANE_FOREVER ? NULL : &deadline, NULL, side);
+    atomic_store(sleeps(lane, side), 0);
     return atomic_load(&lane->state) != state;
 }
 
-void lane_hand_over(struct lane *lane, uint32_t state, _Atomic(uint32_t) *other_sleeps)
+void lane_hand_over(struct lane *lane, uint32_t state, enum lane_side other)
 {
     atomic_store(&lane->state, state);
-    if (atomic_load(other_sleeps))
-        syscall(SYS_futex, &lane->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    uint32_t untrusted_sides = atomic_load(sleeps(lane, other));
+    if (untrusted_sides)
+        lane_wake(lane, untrusted_sides);
+}
+
+void lane_wake(struct lane *lane, uint32_t sides)
+{
+    syscall(SYS_futex, &lane->state, FUTEX_WAKE_BITSET, INT_MAX, NULL, NULL, sides);
 }

@@ -93,15 +93,16 @@ int paging_populate(struct de_machine *machine, struct domain *domain, uint32_t 
         return 0;
     if (pause)
         vcpu->pause_count++;
-    ring_put(domain, &(struct de_vm_event){
-                         .version = DE_VM_EVENT_VERSION,
-                         .flags = pause ? DE_VM_EVENT_VCPU_PAUSED : 0,
-                         .reason = DE_VM_EVENT_REASON_PAGING,
-                         .vcpu_id = vcpu ? vcpu->id : 0,
-                         .gfn = gfn,
-                         .p2m_type = type,
-                         .paging_flags = type == DE_P2M_PAGING_OUT ? DE_PAGING_EVICT_FAIL : 0,
-                     });
+    struct de_vm_event event = {
+        .version = DE_VM_EVENT_VERSION,
+        .flags = pause ? DE_VM_EVENT_VCPU_PAUSED : 0,
+        .reason = DE_VM_EVENT_REASON_PAGING,
+        .vcpu_id = vcpu ? vcpu->id : 0,
+        .gfn = gfn,
+        .p2m_type = type,
+        .paging_flags = type == DE_P2M_PAGING_OUT ? DE_PAGING_EVICT_FAIL : 0,
+    };
+    ring_put(domain, &event, pause ? vcpu : NULL);
     return 0;
 }
 
@@ -119,14 +120,15 @@ static int release(struct de_machine *machine, struct de_vcpu *vcpu, uint32_t gf
     int error = ring_claim_slot(machine, domain, vcpu);
     if (error)
         return error == -EOPNOTSUPP ? 0 : error;
-    ring_put(domain, &(struct de_vm_event){
-                         .version = DE_VM_EVENT_VERSION,
-                         .reason = DE_VM_EVENT_REASON_PAGING,
-                         .gfn = gfn,
-                         .p2m_type = type,
-                         .paging_flags = DE_PAGING_DROP_PAGE |
-                                         (type == DE_P2M_PAGING_OUT ? (uint32_t)DE_PAGING_EVICT_FAIL : 0),
-                     });
+    struct de_vm_event event = {
+        .version = DE_VM_EVENT_VERSION,
+        .reason = DE_VM_EVENT_REASON_PAGING,
+        .gfn = gfn,
+        .p2m_type = type,
+        .paging_flags =
+            DE_PAGING_DROP_PAGE | (type == DE_P2M_PAGING_OUT ? (uint32_t)DE_PAGING_EVICT_FAIL : 0),
+    };
+    ring_put(domain, &event, NULL);
     return 0;
 }
 

@@ -6,8 +6,10 @@
  * On the socket (SOCK_SEQPACKET): hello, welcome with two descriptors (area, frames), then requests for lanes
  * and for contents. In the area: lanes, each a place for one call at a time, run by a thread of its own in
  * the machine. A lane belongs to the client while it is LANE_IDLE or LANE_DONE, to the machine while it is
- * LANE_CALL. The whole area is untrusted for the machine: it reads every word of a call once, into memory of
- * its own, before it looks at it.
+ * LANE_CALL, then to the thread that makes it LANE_RUNNING. LANE_WAITING: an OPERATION_WAIT without a thread;
+ * whoever brings the next event completes it, and the client may take it back while none came. The whole area
+ * is untrusted for the machine: it reads every word of a call once, into memory of its own, before it looks
+ * at it.
  */
 #ifndef DIFFENGINE_MACHINE_PROTOCOL_H
 #define DIFFENGINE_MACHINE_PROTOCOL_H
@@ -17,10 +19,9 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <time.h>
 
 #define PROTOCOL_MAGIC 0x6d454431u
-#define PROTOCOL_VERSION 2u
+#define PROTOCOL_VERSION 3u
 
 #define LANES 32u
 #define LANE_WORDS 12u
@@ -81,7 +82,13 @@ enum operation {
     OPERATIONS,
 };
 
-enum lane_state { LANE_IDLE, LANE_CALL, LANE_DONE, LANE_CLOSED };
+enum lane_state { LANE_IDLE, LANE_CALL, LANE_DONE, LANE_CLOSED, LANE_RUNNING, LANE_WAITING };
+
+/** All sleep on the same word, and are woken apart. LANE_VCPU: on the machine's side, in the worker's place.
+ */
+enum lane_side { LANE_MACHINE = 1, LANE_CLIENT = 2, LANE_VCPU = 4 };
+
+#define LANE_FOREVER UINT64_MAX
 
 /** One call: its number, up to LANE_WORDS words of arguments (and of results), arrays in the lane's data. */
 struct call {
@@ -93,13 +100,17 @@ struct call {
 
 struct lane {
     _Alignas(64) _Atomic(uint32_t) state; /**< the word both sides sleep on */
-    _Atomic(uint32_t) machine_sleeps;
+    _Atomic(uint32_t) machine_sleeps;     /**< who: LANE_MACHINE, LANE_VCPU; 0: nobody */
     _Atomic(uint32_t) client_sleeps;
     struct call call;
     _Alignas(DE_PAGE_SIZE) uint8_t data[LANE_DATA_BYTES];
 };
 
 struct area {
+    /** There may be something to wait for: the machine sets it before it looks for a lane that waits, and a
+     * client looks at it once its lane does. */
+    _Atomic(uint32_t) ready;
+    _Atomic(uint32_t) waiting_lane; /**< the one that may be LANE_WAITING */
     struct lane lanes[LANES];
 };
 
@@ -136,6 +147,26 @@ struct map_arrays {
     int32_t errors[MAP_BATCH];
 };
 
+/**
+ * OPERATION_WAIT: in the lane's data, out. A word out: interrupted. Words in: timeout; whether to bring
+ * events along; of which domain how many events, brought along by the last wait, were not taken (they go back
+ * to its ring); whether an interrupt ends it although it only looks.
+ */
+struct wait_arrays {
+    uint16_t domains[WAIT_BATCH];
+    uint32_t events_count;                    /**< of domains[0]: all that its ring had */
+    struct de_vm_event events[DE_RING_SLOTS]; /**< taken */
+};
+
+enum wait_word {
+    WAIT_TIMEOUT_NS,
+    WAIT_BRING_EVENTS,
+    WAIT_LEFT_DOMAIN,
+    WAIT_LEFT_COUNT,
+    WAIT_ENDS,
+    WAIT_INTERRUPTED
+};
+
 /** OPERATION_POPULATE: in the lane's data; errors out, the rest in. */
 struct populate_arrays {
     uint8_t pages[POPULATE_BATCH][DE_PAGE_SIZE];
@@ -170,18 +201,22 @@ struct program_request {
 
 /**
  * Wait while a lane is in @p state: spin for a moment, then sleep.
- * @param sleeps This side's flag, which tells the other one that it must wake us.
- * @param timeout NULL: for ever. @return false: timeout, or woken for another reason.
+ * @param side Ours, which the other one must wake.
+ * @param deadline_ns Of CLOCK_MONOTONIC, or LANE_FOREVER. @return false: it passed, or woken for another
+ * reason.
  */
-bool lane_await(struct lane *lane, uint32_t state, _Atomic(uint32_t) *sleeps, uint64_t spin_ns,
-                const struct timespec *timeout);
+bool lane_await(struct lane *lane, uint32_t state, enum lane_side side, uint64_t spin_ns,
+                uint64_t deadline_ns);
 _Static_assert(sizeof(struct map_arrays) <= LANE_DATA_BYTES, "a batch fits a lane");
+_Static_assert(sizeof(struct wait_arrays) <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(sizeof(struct populate_arrays) <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(LIST_BATCH * sizeof(struct de_domain_info) <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(DIRTY_BATCH / 8 <= LANE_DATA_BYTES, "a batch fits a lane");
 _Static_assert(SAMPLE_BATCH * sizeof(uint64_t) <= LANE_DATA_BYTES, "a batch fits a lane");
 
-/** Hand the lane over, and wake the other side if it sleeps. */
-void lane_hand_over(struct lane *lane, uint32_t state, _Atomic(uint32_t) *other_sleeps);
+/** Hand the lane over, and wake who sleeps there. @p other Of the side that gets it. */
+void lane_hand_over(struct lane *lane, uint32_t state, enum lane_side other);
+/** Wake sides (a set) whatever they say. */
+void lane_wake(struct lane *lane, uint32_t sides);
 
 #endif

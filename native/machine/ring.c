@@ -26,7 +26,14 @@ int ring_claim_slot(struct de_machine *machine, struct domain *domain, struct de
     return domain->ring.enabled ? 0 : -EOPNOTSUPP;
 }
 
-static void pending_add(struct domain *domain)
+static void channel_wake(struct channel *channel, struct de_vcpu *vcpu)
+{
+    block_wake(&channel->events);
+    if (channel->announce)
+        channel->announce(channel, vcpu);
+}
+
+static void pending_add(struct domain *domain, struct de_vcpu *vcpu)
 {
     struct channel *channel = domain->ring.channel;
     if (!channel)
@@ -40,13 +47,13 @@ static void pending_add(struct domain *domain)
             channel->first_pending = domain;
         channel->last_pending = domain;
     }
-    block_wake(&channel->events);
+    channel_wake(channel, vcpu);
 }
 
-void ring_put(struct domain *domain, const struct de_vm_event *event)
+void ring_put(struct domain *domain, const struct de_vm_event *event, struct de_vcpu *vcpu)
 {
     domain->ring.slots[domain->ring.put++ % DE_RING_SLOTS] = *event;
-    pending_add(domain);
+    pending_add(domain, vcpu);
 }
 
 void ring_forget(struct domain *domain)
@@ -122,7 +129,7 @@ static int take_over(struct domain *domain, struct channel *channel)
     /* As with Xen, where the new pager starts at the last answer it finds in the ring. */
     domain->ring.taken = domain->ring.answered;
     if (domain->ring.put != domain->ring.taken)
-        pending_add(domain);
+        pending_add(domain, NULL);
     return 0;
 }
 
@@ -224,23 +231,84 @@ int ring_answer(struct de_machine *machine, struct channel *channel, uint16_t id
     return error;
 }
 
-int ring_wait(struct de_machine *machine, struct channel *channel, uint64_t timeout_ns, uint16_t *domains,
-              size_t capacity)
+bool channel_ready(const struct channel *channel)
 {
-    uint64_t now_ns = timeout_ns ? block_now_ns() : 0;
-    uint64_t deadline_ns = timeout_ns < BLOCK_FOREVER - now_ns ? now_ns + timeout_ns : BLOCK_FOREVER;
+    return channel->first_pending || channel->interrupted;
+}
+
+size_t channel_collect(struct channel *channel, uint16_t *domains, size_t capacity)
+{
     size_t count = 0;
-    pthread_mutex_lock(&machine->lock);
-    while (timeout_ns && !channel->first_pending && !channel->interrupted)
-        if (!block_until(&channel->events, &machine->lock, deadline_ns))
-            break;
-    if (timeout_ns)
-        channel->interrupted = false;
+    channel->interrupted = false;
     while (channel->first_pending && count < capacity) {
         struct domain *domain = channel->first_pending;
         domains[count++] = domain->id;
         ring_forget(domain);
     }
+    return count;
+}
+
+static struct domain *find_served(struct de_machine *machine, const struct channel *channel, uint16_t id)
+{
+    struct domain *domain = domain_find(machine, id);
+    return domain && domain->ring.enabled && domain->ring.channel == channel ? domain : NULL;
+}
+
+uint32_t channel_take_all(struct de_machine *machine, const struct channel *channel, uint16_t id,
+                          struct de_vm_event events[DE_RING_SLOTS])
+{
+    struct domain *domain = find_served(machine, channel, id);
+    uint32_t count = 0;
+    while (domain && domain->ring.put != domain->ring.taken)
+        events[count++] = domain->ring.slots[domain->ring.taken++ % DE_RING_SLOTS];
+    return count;
+}
+
+uint32_t ring_take_all(struct de_machine *machine, struct channel *channel, uint16_t id,
+                       struct de_vm_event events[DE_RING_SLOTS])
+{
+    pthread_mutex_lock(&machine->lock);
+    uint32_t count = channel_take_all(machine, channel, id, events);
+    pthread_mutex_unlock(&machine->lock);
+    return count;
+}
+
+void channel_put_back(struct de_machine *machine, const struct channel *channel, uint16_t id, uint64_t count)
+{
+    struct domain *domain = find_served(machine, channel, id);
+    if (domain && domain->ring.taken - domain->ring.answered >= count)
+        domain->ring.taken -= count;
+}
+
+void ring_put_back(struct de_machine *machine, const struct channel *channel, uint16_t id, uint64_t count)
+{
+    pthread_mutex_lock(&machine->lock);
+    channel_put_back(machine, channel, id, count);
+    pthread_mutex_unlock(&machine->lock);
+}
+
+bool ring_interrupted(struct de_machine *machine, struct channel *channel)
+{
+    pthread_mutex_lock(&machine->lock);
+    bool interrupted = channel->interrupted;
+    channel->interrupted = false;
+    pthread_mutex_unlock(&machine->lock);
+    return interrupted;
+}
+
+int ring_wait(struct de_machine *machine, struct channel *channel, uint64_t timeout_ns, uint16_t *domains,
+              size_t capacity)
+{
+    uint64_t now_ns = timeout_ns ? block_now_ns() : 0;
+    uint64_t deadline_ns = timeout_ns < BLOCK_FOREVER - now_ns ? now_ns + timeout_ns : BLOCK_FOREVER;
+    pthread_mutex_lock(&machine->lock);
+    while (timeout_ns && !channel_ready(channel))
+        if (!block_until(&channel->events, &machine->lock, deadline_ns))
+            break;
+    bool interrupted = channel->interrupted;
+    size_t count = channel_collect(channel, domains, capacity);
+    if (!timeout_ns)
+        channel->interrupted = interrupted; /* which is for one that waits */
     pthread_mutex_unlock(&machine->lock);
     return (int)count;
 }
@@ -249,6 +317,6 @@ void ring_interrupt(struct de_machine *machine, struct channel *channel)
 {
     pthread_mutex_lock(&machine->lock);
     channel->interrupted = true;
-    block_wake(&channel->events);
+    channel_wake(channel, NULL);
     pthread_mutex_unlock(&machine->lock);
 }

@@ -96,6 +96,8 @@ static int session_start(struct server *server, int socket)
         free(session);
         return error;
     }
+    session->channel.announce = wait_announce;
+    session->channel.run_errand = wait_errand;
     pthread_mutex_init(&session->lock, NULL);
     pthread_mutex_lock(&server->lock);
     session->next = server->first_session;

@@ -136,16 +136,6 @@ static int64_t call_sharing(struct session *session, struct call *call, uint8_t 
     }
 }
 
-static int64_t ring_wait_call(struct session *session, struct call *call, uint8_t *untrusted_data)
-{
-    uint16_t domains[WAIT_BATCH];
-    if (call->count > WAIT_BATCH)
-        return -EINVAL;
-    int found = ring_wait(session->server->machine, &session->channel, call->words[0], domains, call->count);
-    memcpy(untrusted_data, domains, (size_t)found * sizeof *domains);
-    return found;
-}
-
 static int64_t call_ring(struct session *session, struct call *call, uint8_t *untrusted_data)
 {
     struct de_machine *machine = session->server->machine;
@@ -162,7 +152,7 @@ static int64_t call_ring(struct session *session, struct call *call, uint8_t *un
         copy_in(&event, untrusted_data, sizeof event);
         return ring_answer(machine, &session->channel, domain, &event);
     case OPERATION_WAIT:
-        return ring_wait_call(session, call, untrusted_data);
+        return call_wait(session, call, untrusted_data);
     default:
         ring_interrupt(machine, &session->channel);
         return 0;

@@ -20,6 +20,8 @@
 #define MAX_PROGRAMS 256u
 #define SESSION_VCPUS 64u
 #define GFNS_PER_FRAME 16u
+/* How long a lane is looked at for the next call before one sleeps: a pager rebuilds a page in less. */
+#define SPIN_NS 20000u
 
 /** Bytes that nobody can change: a sealed memfd, mapped. */
 struct contents {
@@ -73,6 +75,7 @@ struct session {
     struct area *area;
     struct channel channel; /**< its rings tell it of their events here */
     atomic_bool closing;
+    unsigned errands; /**< vCPUs that look after a lane; the machine's lock guards it */
     struct worker workers[LANES];
     pthread_mutex_t lock;
     uint16_t *pins; /**< per frame: mappings held */
@@ -83,6 +86,10 @@ struct session {
 /** Serve one client until it hangs up; then release what it held. The thread of a session. */
 void *session_run(void *session);
 
+/** Run the call that a lane has, and hand it back.
+ * @param only NULL, or what it must be: else it is left to the worker, who is woken.
+ * @return false: there was none, or not such a one. */
+bool worker_call(struct worker *worker, bool (*only)(const struct call *call));
 /** Run one call that came over a lane; results go into it. */
 void call_run(struct session *session, struct call *call, uint8_t *untrusted_data);
 /** Calls of server_guests.c: vCPUs and programs. */
@@ -93,6 +100,16 @@ void session_kick(struct session *session);
 void session_free_vcpus(struct session *session);
 /** No session is left. */
 void server_stop_programs(struct server *server);
+
+/* server_wait.c */
+
+/** A session's channel has something to wait for; the machine's lock is held. */
+void wait_announce(struct channel *channel, struct de_vcpu *vcpu);
+/** A vCPU in a worker's place: channel.run_errand. */
+void wait_errand(struct de_vcpu *vcpu);
+/** No vCPU looks after a lane of the session any more; none begins, as no domain has its channel. */
+void wait_for_errands(struct session *session);
+int64_t call_wait(struct session *session, struct call *call, uint8_t *untrusted_data);
 
 /** Words of a call as what they stand for; what does not fit becomes a domain, or a gfn, that does not exist.
  */

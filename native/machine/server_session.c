@@ -12,10 +12,28 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A worker looks for the next call so long before it sleeps: a pager rebuilds a page in less. */
-#define SPIN_NS 20000u
 #define CLOSE_STEP_NS 2000000
 #define WORKER_STACK_BYTES (512u * 1024u)
+
+bool worker_call(struct worker *worker, bool (*only)(const struct call *call))
+{
+    struct lane *lane = worker->lane;
+    struct call call;
+    uint32_t state = LANE_CALL;
+    if (!atomic_compare_exchange_strong(&lane->state, &state, LANE_RUNNING))
+        return false;
+    copy_in(&call, &lane->call, sizeof call);
+    if (only && !only(&call)) {
+        atomic_store(&lane->state, LANE_CALL);
+        lane_wake(lane, LANE_MACHINE);
+        return false;
+    }
+    call_run(worker->session, &call, lane->data);
+    lane->call.result = call.result;
+    memcpy(lane->call.words, call.words, sizeof call.words);
+    lane_hand_over(lane, LANE_DONE, LANE_CLIENT);
+    return true;
+}
 
 static void *worker_run(void *argument)
 {
@@ -23,16 +41,10 @@ static void *worker_run(void *argument)
     struct lane *lane = worker->lane;
     while (!atomic_load(&worker->session->closing)) {
         uint32_t state = atomic_load(&lane->state);
-        if (state != LANE_CALL) {
-            lane_await(lane, state, &lane->machine_sleeps, SPIN_NS, NULL);
-            continue;
-        }
-        struct call call;
-        copy_in(&call, &lane->call, sizeof call);
-        call_run(worker->session, &call, lane->data);
-        lane->call.result = call.result;
-        memcpy(lane->call.words, call.words, sizeof call.words);
-        lane_hand_over(lane, LANE_DONE, &lane->client_sleeps);
+        if (state != LANE_CALL)
+            lane_await(lane, state, LANE_MACHINE, SPIN_NS, LANE_FOREVER);
+        else
+            worker_call(worker, NULL);
     }
     return NULL;
 }
@@ -42,8 +54,6 @@ static void worker_start(struct session *session, uint32_t index)
     if (index >= LANES || session->workers[index].started)
         return;
     struct worker *worker = &session->workers[index];
-    worker->session = session;
-    worker->lane = &session->area->lanes[index];
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, WORKER_STACK_BYTES);
@@ -62,8 +72,9 @@ static void workers_stop(struct session *session)
         struct worker *worker = &session->workers[i];
         while (worker->started) {
             static const struct timespec step = {.tv_nsec = CLOSE_STEP_NS};
-            _Atomic(uint32_t) sleeps = 1;
-            lane_hand_over(worker->lane, LANE_CLOSED, &sleeps);
+            atomic_store(&worker->lane->state, LANE_CLOSED);
+            lane_wake(worker->lane, LANE_MACHINE);
+            lane_wake(worker->lane, LANE_CLIENT);
             ring_interrupt(session->server->machine, &session->channel);
             session_kick(session);
             struct timespec deadline;
@@ -121,6 +132,8 @@ static int area_create(struct session *session)
         return error;
     }
     session->area = area;
+    for (size_t i = 0; i < LANES; i++)
+        session->workers[i] = (struct worker){.session = session, .lane = &session->area->lanes[i]};
     (void)madvise(area, sizeof *session->area, MADV_DONTDUMP);
     return fd;
 }
@@ -241,6 +254,7 @@ void *session_run(void *argument)
     /* The client, if it lives, learns of the end only when everything is released. */
     workers_stop(session);
     channel_abandon(session->server->machine, &session->channel);
+    wait_for_errands(session);
     session_free_vcpus(session);
     pins_release(session);
     contents_drop(session);

@@ -92,6 +92,8 @@ static int resolve(struct de_vcpu *vcpu, uint32_t gfn, bool write, uint64_t star
         if (!counter(&vcpu->stalled_since_ns))
             count(&vcpu->stalled_since_ns, start_ns);
         error = paging_populate(vcpu->machine, domain, gfn, vcpu);
+        if (vcpu->errand)
+            domain->ring.channel->run_errand(vcpu);
         return error == -EOPNOTSUPP ? -ESHUTDOWN : error ? error : vcpu_wait(vcpu);
     }
 }

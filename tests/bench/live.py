@@ -61,6 +61,16 @@ def fault_rows(runs: Runs, whole: bool) -> list[Row]:
     return [*rows, Row("fault as the guest waits, best, p50", 15.0, best, " us", judged=whole, note=note)]
 
 
+def process_fault_rows(runs: Runs) -> list[Row]:
+    """What processes of their own add to a fault, each pair of figures from one run."""
+    place = "any_core_spaced"
+    processes, one = values(runs, place, "processes_p50_us"), values(runs, place, "in_process_p50_us")
+    bare = values(runs, place, "ping_pong_p50_us")
+    ratios = tuple(across / within for across, within in zip(processes, one, strict=True))
+    note = f"{min(processes):.1f} us, in one process {min(one):.1f} us, a bare ping-pong {min(bare):.1f} us"
+    return [Row("fault across processes / in one, p50", 1.5, ratios, note=note)]
+
+
 def scan_rows(scans: Runs, peers: Runs, whole: bool) -> list[Row]:
     """scans and peers in pairs, each pair measured one right after the other."""
     name = "scan for all sharable pages, CPU / ksmd's"

@@ -204,6 +204,7 @@ def measure_live(setting: Setting) -> list[Row]:
     swap = ("-d", str(setting.programs))
     rows = live.table2_rows(run_program(setting, "table2_bench", setting.images, *swap), setting.whole)
     rows += live.fault_rows(run_program(setting, "fault_bench", setting.images), setting.whole)
+    rows += live.process_fault_rows(run_program(setting, "process_fault_bench", ()))
     return rows + scan_rows(setting) + log_dirty_rows(setting)
 
 

@@ -145,7 +145,8 @@ struct de_hypervisor_operations {
     /** Make a shared page private, as a read-write map does. 0 also if it is. -EINVAL: no frame. -ENOMEM. */
     int (*unshare)(void *context, uint16_t domain, uint32_t gfn);
 
-    /** Take the ring's next event. 1: taken, 0: none. -EINVAL: no ring enabled. */
+    /** Take the ring's next event. 1: taken, 0: none when the last wait() ended (which is told of what came
+     * since, the next time), or none now. -EINVAL: no ring enabled. */
     int (*ring_take)(void *context, uint16_t domain, struct de_vm_event *event);
     /**
      * Put an answer: the event's flags, vcpu_id, gfn and version. A wrong version is dropped silently, the

@@ -205,6 +205,50 @@ static void test_death_while_waiting(void)
     finish();
 }
 
+static void *interrupt_soon(void *unused)
+{
+    sleep_us(20000);
+    HV(interrupt);
+    return unused;
+}
+
+/* An event that a wait brought along, and nobody took, is not lost; nor is an interrupt. */
+static void test_waits(void)
+{
+    start();
+    uint16_t domain = make_domain();
+    uint16_t ready[4];
+    struct de_vm_event event;
+    struct de_client_vcpu *vcpu;
+    pthread_t thread;
+    uint8_t page[DE_PAGE_SIZE];
+    memset(page, 77, sizeof page);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(HV(paging_nominate, domain, 1), 0);
+    CHECK_EQ(HV(paging_evict, domain, 1), 0);
+    CHECK_EQ(de_client_vcpu_create(machine, domain, &vcpu), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, read_page, &vcpu), 0);
+    CHECK_EQ(HV(wait, UINT64_MAX, ready, 4), 1);
+    CHECK_EQ(ready[0], domain);
+    CHECK_EQ(HV(wait, 0, ready, 4), 0);
+    /* Long enough for the vCPU to leave the lane to its worker. */
+    sleep_us(5000);
+    CHECK_EQ(HV(ring_take, domain, &event), 1);
+    CHECK_EQ(event.gfn, 1);
+    CHECK_EQ(HV(ring_take, domain, &event), 0);
+    CHECK_EQ(HV(paging_load, domain, 1, page), 0);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    pthread_join(thread, NULL);
+    de_client_vcpu_free(vcpu);
+    CHECK_EQ(HV(wait, 1000000, ready, 4), 0);
+    HV(interrupt);
+    CHECK_EQ(HV(wait, UINT64_MAX, ready, 4), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, interrupt_soon, NULL), 0);
+    CHECK_EQ(HV(wait, UINT64_MAX, ready, 4), 0);
+    pthread_join(thread, NULL);
+    finish();
+}
+
 static void block_in_access(struct de_machine_client *client, uint16_t domain, int ready)
 {
     struct de_client_vcpu *vcpu;
@@ -627,8 +671,8 @@ static void hostile_call(struct lane *lane, uint16_t domain)
     scribble(lane);
     if (next_random() % 2)
         make_plausible(lane, domain);
-    _Atomic(uint32_t) sleeps = 1;
-    lane_hand_over(lane, next_random() % 32 ? LANE_CALL : (uint32_t)odd_word(), &sleeps);
+    atomic_store(&lane->state, next_random() % 32 ? LANE_CALL : (uint32_t)odd_word());
+    lane_wake(lane, LANE_MACHINE);
 }
 
 /* Random calls on several lanes, their words changed while they run; then it hangs up without a word. */
@@ -712,6 +756,7 @@ int main(void)
 {
     test_death_releases_mappings();
     test_death_while_waiting();
+    test_waits();
     test_death_in_an_access();
     test_death_in_the_middle_of_calls();
     test_programs_stay();
