@@ -41,7 +41,7 @@ scenarios = st.builds(
         machine=MachineScenario(None, swap_mib, None),
         engine=replace(engine, seed=seed),
         domains=tuple(
-            DomainScenario(f"guest{number}", 1, None, program, groups[number], 0)
+            DomainScenario(f"guest{number}", 1, None, program, groups[number], 0, False)
             for number, program in enumerate(running)
         ),
     ),
