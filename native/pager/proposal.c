@@ -256,7 +256,13 @@ static int share(struct de_pager *pager, struct place source, struct place clien
         entry_get(client.domain, client.gfn).object != DE_NONE)
         return DE_PROPOSAL_NO_PAGE;
     uint64_t source_handle, client_handle;
-    int error = HYPERCALL(pager, share_nominate, source.domain->id, source.gfn, &source_handle);
+    /* Xen moves all sharers of the client's frame. If one of them is of a third domain, it takes that
+     * domain's p2m lock below the frames' own, which is the wrong order, and the host stops (share_pages() in
+     * Xen's mem_sharing.c; "mm locking order violation: 24 > 16", seen). So the client comes alone. */
+    int error = HYPERCALL(pager, unshare, client.domain->id, client.gfn);
+    if (error)
+        return frame_error(error);
+    error = HYPERCALL(pager, share_nominate, source.domain->id, source.gfn, &source_handle);
     if (!error)
         error = HYPERCALL(pager, share_nominate, client.domain->id, client.gfn, &client_handle);
     if (error)

@@ -47,6 +47,10 @@ def add_to_totals(counts: Counter[str]) -> None:
     TOTALS.write_text(json.dumps(totals, indent=1) + "\n")
 
 
+def add_cow_breaks(count: int) -> None:
+    add_to_totals(Counter({"cow breaks": count}))
+
+
 def read_back(pager: PagerClient, guest: Guest, regions: list[int]) -> Counter[str]:
     """The guest reads all these pages, of which some are out; each must be right. What was out, by kind."""
     counts: Counter[str] = Counter()
