@@ -91,7 +91,7 @@ test-native: build/asan/build.ninja build/tsan/build.ninja
 	setarch -R $(BIN)/meson test -C build/tsan --suite threads --print-errorlogs
 
 # Guests in real time need the cores for themselves.
-REAL_TIME_TESTS := tests/integration/test_simulate.py
+REAL_TIME_TESTS := tests/integration/test_simulate.py tests/unit/test_engine_log_dirty.py
 test-python: $(STAMPS)/installed
 	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(REAL_TIME_TESTS))
 	$(BIN)/python -m pytest $(REAL_TIME_TESTS)
