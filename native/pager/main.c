@@ -258,10 +258,8 @@ static int serve(struct de_pager *pager, const char *directory)
     }
     puts("ready");
     fflush(stdout);
-    while (!ending && !de_pager_gone(pager)) {
-        if (de_queue_serve(server, PUBLISH_MS))
-            de_queue_publish(server);
-    }
+    while (!ending && !de_pager_gone(pager))
+        de_queue_serve(server, PUBLISH_MS);
     publisher_stop(&publisher);
     de_pager_stop(pager);
     de_queue_serve_free(server);

@@ -325,21 +325,20 @@ static int carry_out_control(struct de_queue_server *server)
     }
 }
 
-/* @return whether there was a command. */
-static bool serve_queue(struct de_queue_server *server, struct de_queue *queue,
+static void serve_queue(struct de_queue_server *server, struct de_queue *queue,
                         int (*how)(struct de_queue_server *))
 {
     uint32_t expected = DE_QUEUE_SUBMITTED;
     if (!__atomic_compare_exchange_n(&queue->state, &expected, DE_QUEUE_RUNNING, false, __ATOMIC_SEQ_CST,
                                      __ATOMIC_SEQ_CST))
-        return false;
+        return;
     queue->status = how(server);
+    de_queue_publish(server); /* who has the answer finds what the command did counted */
     __atomic_store_n(&queue->state, DE_QUEUE_DONE, __ATOMIC_SEQ_CST);
     syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-    return true;
 }
 
-bool de_queue_serve(struct de_queue_server *server, unsigned timeout_ms)
+void de_queue_serve(struct de_queue_server *server, unsigned timeout_ms)
 {
     struct de_queue *queue = server->queue;
     uint32_t seen = __atomic_load_n(&queue->state, __ATOMIC_SEQ_CST);
@@ -347,8 +346,8 @@ bool de_queue_serve(struct de_queue_server *server, unsigned timeout_ms)
         struct timespec timeout = {.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * NS_PER_MS};
         syscall(SYS_futex, &queue->state, FUTEX_WAIT, seen, &timeout, NULL, 0);
     }
-    bool served = serve_queue(server, queue, copy_and_carry_out);
-    return serve_queue(server, server->control, carry_out_control) || served;
+    serve_queue(server, queue, copy_and_carry_out);
+    serve_queue(server, server->control, carry_out_control);
 }
 
 static uint64_t clock_ns(clockid_t clock)

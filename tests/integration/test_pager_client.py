@@ -269,3 +269,13 @@ def test_statistics_go_on_while_a_command_takes_long(system: System) -> None:
     assert waiting
     assert len(seen) == 5
     assert system.pager.counters().evicted == 0
+
+
+def test_who_has_the_answer_finds_the_command_counted(system: System) -> None:
+    system.pager.add_domain(system.domid, GFNS)
+    gfns = np.arange(10, dtype=np.uint32)
+    for _ in range(50):
+        evict(system, gfns)
+        assert system.pager.counters().evicted == 10
+        system.pager.restore(system.domid)
+        assert system.pager.counters().evicted == 0

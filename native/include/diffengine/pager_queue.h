@@ -95,8 +95,9 @@ struct de_queue_server;
  */
 int de_queue_serve_create(const char *directory, struct de_pager *pager, struct de_queue_server **server);
 void de_queue_serve_free(struct de_queue_server *server);
-/** Wait up to @p timeout_ms for a command and carry it out. @return whether there was one. */
-bool de_queue_serve(struct de_queue_server *server, unsigned timeout_ms);
+/** Wait up to @p timeout_ms for a command and carry it out; the statistics page counts it before its client
+ * has the answer. */
+void de_queue_serve(struct de_queue_server *server, unsigned timeout_ms);
 /** Write the statistics page. Any thread, also while a command is carried out. */
 void de_queue_publish(struct de_queue_server *server);
 
