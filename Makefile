@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 STAMPS := build/stamps
 
 # What Debian provides; `make` installs what is missing.
-PACKAGES := build-essential clang-format cpio liblz4-dev libssl-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
-            libxen-dev python3 python3-dev python3-venv zstd
+PACKAGES := build-essential clang-format cpio liblz4-dev libssl-dev libsystemd-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
+            libxen-dev python3 python3-dev python3-venv systemd zstd
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 # A hypervisor from source, a dom0 from packages, an emulator for it (tests/xen/README.md).
 XEN_PACKAGES := bc bison dpkg-dev e2fsprogs flex mmdebstrap python3-dev qemu-system-x86 xz-utils

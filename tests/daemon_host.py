@@ -19,6 +19,7 @@ from diffengine.service.host import HostChoice, connect
 from diffengine.service.methods import Methods
 from diffengine.service.operations import Operations
 from diffengine.service.server import Limits, Server
+from diffengine.service.supervisor import Supervisor
 from diffengine.service.worker import Worker
 from diffengine.simulation.hosts import host_processes
 from diffengine.simulation.scenario import MachineScenario
@@ -81,7 +82,11 @@ class Parts:
 
 @contextmanager
 def daemon_parts(
-    path: Path, on: Loop, may_change: frozenset[int] | None = None, settings: Configuration | None = None
+    path: Path,
+    on: Loop,
+    may_change: frozenset[int] | None = None,
+    settings: Configuration | None = None,
+    supervisor: Supervisor | None = None,
 ) -> Iterator[Parts]:
     """Two idle guests of 1,100 pages each, `web` and `db`, with an engine at work and a socket served at `path`."""
     settings = settings or configuration({"engine": ENGINE, "domain": BOTH})
@@ -98,7 +103,7 @@ def daemon_parts(
             operations = Operations(
                 connected, settings, lambda *event: on.loop.call_soon_threadsafe(events.tell, *event)
             )
-            worker = Worker(operations, lambda failure: None)
+            worker = Worker(operations, lambda failure: None, supervisor)
             methods = Methods(worker, events, connected)
             server = Server(path, "no-such-group", methods.call, events, may_change, UNLIMITED)
             worker.start()

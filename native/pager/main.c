@@ -3,6 +3,8 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "notify.h"
+
 #include <diffengine/machine_client.h>
 #include <diffengine/pager_queue.h>
 #include <diffengine/status.h>
@@ -258,8 +260,10 @@ static int serve(struct de_pager *pager, const char *directory)
     }
     puts("ready");
     fflush(stdout);
+    notify_manager("READY=1\nSTATUS=serving faults");
     while (!ending && !de_pager_gone(pager))
         de_queue_serve(server, PUBLISH_MS);
+    notify_manager("STOPPING=1");
     publisher_stop(&publisher);
     de_pager_stop(pager);
     de_queue_serve_free(server);

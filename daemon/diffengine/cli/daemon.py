@@ -2,8 +2,9 @@
 """`diffengine daemon`: the engine on this host, until it is told to end."""
 
 import argparse
+import faulthandler
 import logging
-import sys
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffengine.images import open_images
 from diffengine.service import HostChoice, Settings, run_daemon, settings_from
 from diffengine.service.configuration import CONFIGURATION, Configuration, configuration
 from diffengine.service.host import STATE
+from diffengine.service.supervisor import log_handler
 from diffengine.settings import read_toml
 from diffengine.simulation.guests import machine_frames, plan_domains, program_options
 from diffengine.simulation.hosts import host_processes
@@ -63,8 +65,11 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 def run(arguments: argparse.Namespace) -> int:
     file = arguments.config or (CONFIGURATION if CONFIGURATION.exists() else None)
     settings = settings_from(file)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="diffengine: %(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[log_handler()])
     logging.getLogger("diffengine").addFilter(_one_line)
+    # A daemon that the watchdog ends says where its threads stood; guests' memory, which it maps, is in no core dump.
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with ExitStack() as stack:
         choice = HostChoice(arguments.state, arguments.machine)
         if arguments.embedded:

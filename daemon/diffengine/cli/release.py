@@ -12,7 +12,7 @@ from diffengine.hypervisor.xen.connection import Connection
 from diffengine.hypervisor.xen.domain_names import find_domain
 from diffengine.hypervisor.xen.libraries import running_version
 
-STATE = Path("/run/diffengine")
+STATE = Path("/run/diffengine/pager")
 PATIENCE_S = 120.0
 LARGEST_DOMID = 0x7FEF
 

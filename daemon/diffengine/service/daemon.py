@@ -16,6 +16,7 @@ from diffengine.service.host import Connected, HostChoice, connect
 from diffengine.service.methods import Methods
 from diffengine.service.operations import Operations
 from diffengine.service.server import Server
+from diffengine.service.supervisor import handed_over, supervisor
 from diffengine.service.worker import Worker
 
 LOG = logging.getLogger("diffengine")
@@ -59,22 +60,25 @@ class _Daemon:
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        told, listening = supervisor(), handed_over()
         for number in END_SIGNALS:
             self._loop.add_signal_handler(number, self._ended.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._read_settings)
         start = self._settings.configuration
         operations = Operations(self._connected, start, self._tell)
-        self._worker = Worker(operations, lambda failure: self._loop.call_soon_threadsafe(self._end, failure))
+        self._worker = Worker(operations, lambda failure: self._loop.call_soon_threadsafe(self._end, failure), told)
         methods = Methods(self._worker, self._events, self._connected)
         server = Server(start.socket_path, start.socket_group, methods.call, self._events)
-        server.start()
+        server.start(listening)
         try:
             self._worker.start()
+            told.ready()
             LOG.info("at work on %d domains", operations.snapshot.status.domains_worked_on)
             await self._ended.wait()
             if not self._failure:
                 LOG.info("told to end")
         finally:
+            told.ending()
             await server.close()
             self._worker.stop()
         if self._failure:
@@ -84,9 +88,9 @@ class _Daemon:
         self._failure = failure
         self._ended.set()
 
-    def _tell(self, kind: EventKind, text: str, domid: int | None) -> None:
+    def _tell(self, kind: EventKind, text: str, domid: int | None, uuid: str, reason: str) -> None:
         """From the engine's thread."""
-        self._loop.call_soon_threadsafe(self._events.tell, kind, text, domid)
+        self._loop.call_soon_threadsafe(self._events.tell, kind, text, domid, uuid, reason)
 
     def _read_settings(self) -> None:
         """SIGHUP: the file holds again, whatever was set since. If it is wrong, nothing changes."""

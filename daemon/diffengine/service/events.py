@@ -30,15 +30,35 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """domid: None if it is of no one domain. time_s: since 1970."""
+    """domid: None if it is of no one domain. uuid: of that domain, "" if the host does not say. reason: a Cause, or "".
+    time_s: since 1970."""
 
     kind: EventKind
     text: str
     domid: int | None
+    uuid: str
+    reason: str
     time_s: float
 
     def as_json(self) -> dict[str, Any]:
-        return {"event": self.kind.value, "text": self.text, "domid": self.domid, "time_s": round(self.time_s, 3)}
+        return {
+            "event": self.kind.value,
+            "text": self.text,
+            "domid": self.domid,
+            "uuid": self.uuid,
+            "reason": self.reason,
+            "time_s": round(self.time_s, 3),
+        }
+
+    def as_fields(self) -> dict[str, str]:
+        """For the journal: `journalctl DIFFENGINE_DOMAIN=3`."""
+        fields = {
+            "DIFFENGINE_EVENT": self.kind.value,
+            "DIFFENGINE_DOMAIN": "" if self.domid is None else str(self.domid),
+            "DIFFENGINE_UUID": self.uuid,
+            "DIFFENGINE_REASON": self.reason,
+        }
+        return {name: value for name, value in fields.items() if value}
 
 
 class Follower:
@@ -72,9 +92,10 @@ class Events:
     def __init__(self) -> None:
         self._followers: list[Follower] = []
 
-    def tell(self, kind: EventKind, text: str, domid: int | None = None) -> None:
-        LOG.warning(text) if kind is EventKind.SETTINGS_REFUSED else LOG.info(text)
-        event = Event(kind, text, domid, time.time())
+    def tell(self, kind: EventKind, text: str, domid: int | None = None, uuid: str = "", reason: str = "") -> None:
+        event = Event(kind, text, domid, uuid, reason, time.time())
+        level = logging.WARNING if kind is EventKind.SETTINGS_REFUSED else logging.INFO
+        LOG.log(level, "%s", text, extra=event.as_fields())
         for follower in self._followers:
             follower.tell(event)
 

@@ -14,7 +14,8 @@ from diffengine.hypervisor.xen import XenHost
 from diffengine.hypervisor.xen.gather import toolstack_configurations
 from diffengine.service.configuration import Identity
 
-STATE = Path("/run/diffengine")
+# Of the pager alone, mode 0700; the status socket is beside it.
+STATE = Path("/run/diffengine/pager")
 # A former engine's lock goes with its process, which takes a moment to end.
 PATIENCE_S = 5.0
 RETRY_S = 0.02

@@ -181,7 +181,7 @@ class Methods:
         async with self._alone():
             pages = await asyncio.to_thread(self._release_on_pager, domain.domid, undo)
         kind, done = (EventKind.TAKEN_BACK, "may be paged again") if undo else (EventKind.RELEASED, "is released")
-        self._events.tell(kind, f"domain {domain.domid} {done}", domain.domid)
+        self._events.tell(kind, f"domain {domain.domid} {done}", domain.domid, domain.uuid)
         return {"domid": domain.domid, "pages": pages}
 
     def _release_on_pager(self, domid: int, undo: bool) -> int:

@@ -25,7 +25,8 @@ TELLING_SHARE = 0.002
 TELL_INTERVAL_S = 1.0
 RESTORE_PATIENCE_S = 10.0
 RETRY_S = 0.05
-Tell = Callable[[EventKind, str, int | None], None]
+# Kind, text, domid, UUID, and why: a Cause, or "".
+Tell = Callable[[EventKind, str, int | None, str, str], None]
 
 
 class RefusedError(DiffengineError):
@@ -37,7 +38,7 @@ class Operations:
 
     def __init__(self, connected: Connected, configuration: Configuration, tell: Tell) -> None:
         self._connected = connected
-        self._tell = tell
+        self._tell_event = tell
         self.configuration = configuration
         self._identities: dict[int, Identity] = {}
         self._paused: set[int] = set()
@@ -67,6 +68,15 @@ class Operations:
         self.snapshot = self._take_snapshot()
         took_s = time.monotonic() - start_s
         self._tell_s = start_s + max(TELL_INTERVAL_S, took_s / TELLING_SHARE)
+
+    def standing_text(self) -> str:
+        """How it goes, in a line."""
+        status = self.snapshot.status
+        paused = "paused; " if status.paused else ""
+        return (
+            f"{paused}saving {_mib(status.memory.saved // PAGE_BYTES)} of {status.domains_worked_on} domains; "
+            f"{status.domains - status.domains_worked_on} left alone"
+        )
 
     def close(self) -> None:
         self._attached.close()
@@ -103,15 +113,20 @@ class Operations:
     def _standing_changed(self, domid: int, standing: Standing | None) -> None:
         called = self._called(domid)
         if standing is None:
+            self._tell(EventKind.GONE, f"{called} is gone", domid)
             self._identities.pop(domid, None)
             self._paused.discard(domid)
-            self._tell(EventKind.GONE, f"{called} is gone", domid)
         elif isinstance(standing, LeftAlone):
-            self._tell(EventKind.LEFT_ALONE, f"{called} is left alone: {standing.why}", domid)
+            text = f"{called} is left alone: {standing.why}"
+            self._tell(EventKind.LEFT_ALONE, text, domid, standing.cause.value)
         else:
             group = shown_group(standing.trust_group)
             where = f"in trust group {group}" if group else "in a trust group of its own"
             self._tell(EventKind.WORKED_ON, f"{called} is worked on, {where}", domid)
+
+    def _tell(self, kind: EventKind, text: str, domid: int | None, reason: str = "") -> None:
+        uuid = "" if domid is None else self._identities.get(domid, Identity(domid)).uuid
+        self._tell_event(kind, text, domid, uuid, reason)
 
     def _called(self, domid: int) -> str:
         name = self._identities.get(domid, Identity(domid)).name

@@ -116,9 +116,10 @@ class Server:
         self._serving: dict[asyncio.Task[None], Peer] = {}
         self._accepting: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Raises SocketError."""
-        self._listening = listen(self._path, self._group)
+    def start(self, handed_over: socket.socket | None = None) -> None:
+        """handed_over: the socket, if somebody made it already, who will also remove it. Raises SocketError."""
+        self._made = handed_over is None
+        self._listening = handed_over or listen(self._path, self._group)
         self._accepting = asyncio.create_task(self._accept())
 
     async def close(self) -> None:
@@ -127,7 +128,8 @@ class Server:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listening.close()
-        self._path.unlink(missing_ok=True)
+        if self._made:
+            self._path.unlink(missing_ok=True)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from diffengine.hypervisor.protocol import HostGoneError
 from diffengine.service.operations import Operations, RefusedError
 from diffengine.service.snapshot import Snapshot
+from diffengine.service.supervisor import Supervisor, nobody
 
 Result = TypeVar("Result")
 # What may wait for the thread.
@@ -28,9 +29,15 @@ class _Order:
 class Worker:
     """Runs operations from `start` to `stop`."""
 
-    def __init__(self, operations: Operations, ended: Callable[[BaseException | None], object]) -> None:
-        """ended: called on the thread when it ends, with what ended it."""
+    def __init__(
+        self,
+        operations: Operations,
+        ended: Callable[[BaseException | None], object],
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        """ended: called on the thread when it ends, with what ended it. supervisor: told of its progress."""
         self._operations = operations
+        self._supervisor = supervisor or nobody()
         self._ended = ended
         self._orders: queue.Queue[_Order | None] = queue.Queue(MOST_WAITING)
         self._stop = threading.Event()
@@ -88,16 +95,21 @@ class Worker:
         """Orders, until the time is over."""
         end_s = time.monotonic() + wait_s
         while not self._stop.is_set():
+            self._supervisor.progress(self._operations.standing_text)
+            left_s = max(0.0, end_s - time.monotonic())
             try:
-                order = self._orders.get(timeout=max(0.0, end_s - time.monotonic()))
+                order = self._orders.get(timeout=min(left_s, self._supervisor.interval_s))
             except queue.Empty:
-                return
+                if time.monotonic() >= end_s:
+                    return
+                continue
             if order:
                 self._carry_out(order)
 
     def _carry_out(self, order: _Order) -> None:
         if not order.future.set_running_or_notify_cancel():
             return
+        self._supervisor.order_begins()
         try:
             order.future.set_result(order.carry_out(self._operations))
         except HostGoneError as error:
@@ -105,3 +117,5 @@ class Worker:
             raise
         except Exception as error:
             order.future.set_exception(error)
+        finally:
+            self._supervisor.order_ends()
