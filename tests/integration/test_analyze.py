@@ -335,7 +335,7 @@ def test_a_full_disk_is_told_in_one_line(one: Path, options: list[str]) -> None:
     assert done.stderr == "diffengine: stdout: No space left on device; make room or write elsewhere\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["analyze", "--help"], ["demo", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["analyze", "--help"], ["simulate", "--help"]], ids=" ".join)
 def test_help_explains_on_stdout(arguments: list[str]) -> None:
     done = diffengine(*arguments)
     assert (done.returncode, done.stderr) == (0, "")

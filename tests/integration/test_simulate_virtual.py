@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from command import diffengine, output_of
+from page_fixtures import PAGE, random_page, text_page, word_page, write_image
 from scenario_runs import FAST, check_accounting, run
 
 
@@ -108,3 +109,27 @@ def test_every_domain_that_a_pager_can_have(tmp_path: Path) -> None:
     report = run(tmp_path, path_text, "--virtual")
     assert report["guest"]["wrong_bytes"] == 0
     assert len(report["domains"]) == 256
+
+
+ODD = {
+    "zero": [bytes(PAGE)] * 300,
+    "one-zero-page": [bytes(PAGE)],
+    "one-page": [text_page(1)],
+    "words": [word_page(bytes([n]) * 8) for n in range(1, 65)],
+    "noise": [random_page(n) for n in range(64)],
+    # More copies of one content than a frame may have sharers.
+    "copies": [text_page(1)] * 700,
+    "similar": [random_page(1)[:n] + b"#" + random_page(1)[n + 1 :] for n in range(0, 4000, 50)],
+}
+
+
+@pytest.mark.parametrize("group", ["all", None])
+def test_odd_guests_together(tmp_path: Path, group: str | None) -> None:
+    paths = [write_image(tmp_path / f"{name}.raw", pages) for name, pages in ODD.items()]
+    terms = 'program = "working-set"\n' + (f'trust_group = "{group}"\n' if group else "")
+    domains = "".join(f'[[domain]]\nimage = "{path}"\n{terms}' for path in paths)
+    report = run(tmp_path, f"duration_s = 6\n[engine]\n{FAST}{domains}", "--virtual")
+    check_accounting(report)
+    assert report["guest"]["wrong_bytes"] == 0
+    assert report["guest"]["reads"] > 100
+    assert report["saving"]["end"] > 0.7

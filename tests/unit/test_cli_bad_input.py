@@ -109,7 +109,7 @@ def test_one_bad_image_among_good_ones_stops_all(tmp_path: Path, good: Path, pla
     assert str(bad) in refusal_of("analyze", "--json", *images)
 
 
-@pytest.mark.parametrize("command", ["analyze", "demo"])
+@pytest.mark.parametrize("command", ["analyze", "simulate"])
 def test_a_name_that_would_break_the_line(tmp_path: Path, command: str, refusal_of: Refusal) -> None:
     assert r"two\nlines\x1b[2J.raw" in refusal_of(command, tmp_path / "two\nlines\x1b[2J.raw")
 
@@ -183,7 +183,7 @@ def test_a_plot_that_can_not_be_written(good: Path, tmp_path: Path, refusal_of: 
     directory = tmp_path / "directory.png"
     directory.mkdir()
     assert f"--plot {directory}: " in refusal_of("analyze", good, "--plot", directory)
-    assert f"--plot {directory}: " in refusal_of("demo", good, "--plot", directory)
+    assert f"--plot {directory}: " in refusal_of("simulate", "steady", "--plot", directory)
 
 
 def test_a_store_file_that_exists_stays_as_it_is(good: Path, tmp_path: Path, refusal_of: Refusal) -> None:
@@ -201,7 +201,6 @@ def test_a_line_break_in_an_option_does_not_break_the_line(good: Path, refusal_o
 def test_another_process_s_exit_code_and_output_are_the_same(tmp_path: Path, good: Path) -> None:
     bad = tmp_path / "bad.raw"
     bad.write_bytes(GOOD[:-1])
-    for command in ("analyze", "demo"):
-        assert f"{bad}: has {len(GOOD) - 1} bytes" in refusal_of_process(command, good, bad, good)
+    assert f"{bad}: has {len(GOOD) - 1} bytes" in refusal_of_process("analyze", good, bad, good)
     assert "k * s is over" in refusal_of_process("analyze", good, "-k", "32", "-s", "32")
     assert "expected one argument" in refusal_of_process("analyze", good, "--plot")

@@ -80,7 +80,10 @@ class MachineProcess:
         self.socket_path = self._directory.enter_context(scratch_directory()) / "machine"
         command = [str(PROGRAM), "--socket", str(self.socket_path), "--frames", str(frames)]
         command += ["--parent", str(os.getpid())]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A group of its own: Ctrl-C is for the command alone, which ends its processes in order.
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        )
         self.pid = self._process.pid
         if self._process.stdout is None or self._process.stdout.readline() != "ready\n":
             _, reason = self._process.communicate()

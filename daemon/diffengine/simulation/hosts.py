@@ -179,7 +179,9 @@ def _pager_process(arguments: list[str]) -> Iterator[None]:
     command = [str(PAGER_PROGRAM), *arguments, "--parent", str(os.getpid())]
     # That this pager is ready is not yet that the service is that started it.
     environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, process_group=0
+    )
     try:
         if process.stdout is None or process.stdout.readline() != "ready\n":
             _, reason = process.communicate()
