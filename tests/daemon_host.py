@@ -27,7 +27,14 @@ from engine_host import addresses, random_pages, text_pages
 
 NAMES = {1: "web", 2: "db"}
 # Cold after two visits; nothing slows it down.
-ENGINE = {"visit_interval_s": 0.05, "c4_visits": 1, "cpu_share": 1.0, "fault_limit": 1e5, "refault_limit": 10**9}
+ENGINE = {
+    "visit_interval_s": 0.05,
+    "c4_visits": 1,
+    "cpu_share": 1.0,
+    "fault_limit": 1e5,
+    "refault_limit": 10**9,
+    "reserve_mib": 0,
+}
 BOTH = {name: {"trust_group": "all"} for name in NAMES.values()}
 UNLIMITED = Limits(requests_per_s=1e6, burst=10**6, accepts_per_s=1e6)
 

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_nothing_moves(parts: Part
     for method, parameters in (("drain", {}), ("page-in", {"domain": "web"})):
         error = line.ask(method, **parameters)["error"]
         assert error["code"] == Code.REFUSED
-        assert "MiB for pages that are out, and the host has 0.4 MiB free; make room first" in error["message"]
+        assert "MiB for pages that are out, and the host has 0.4 MiB free for them; make room first" in error["message"]
     assert out(line) == before
     parts.machine.destroy_domain(hog)
     result(line, "drain")
@@ -181,6 +181,15 @@ def test_frees_memory_for_another_domain_or_says_how_far_it_came(parts: Parts, l
     made = result(line, "free", mib=100, timeout_s=0.5)
     assert made["enough"] is False and 5 <= made["free_mib"] < 100
     assert result(line, "status")["freeing"] is False
+
+
+def test_what_is_reserved_is_not_free_for_another_domain(parts: Parts, line: Line) -> None:
+    saving(line)
+    result(line, "set", key="reserve_mib", value=1)
+    wait_until(lambda: parts.machine.memory().claimed >= 192, "nothing is reserved")
+    made = result(line, "free", mib=1000, timeout_s=0.1)
+    memory = parts.machine.memory()
+    assert made["free_mib"] <= (memory.free - 192) // 256
 
 
 def test_a_released_domain_is_left_alone_until_that_is_undone(parts: Parts, line: Line) -> None:

@@ -33,6 +33,7 @@ from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.recovery import Recall, recover_places
 from diffengine.engine.report import DomainReport, EngineReport, count_places, domain_report, saved_by_eviction
+from diffengine.engine.reserve import Reserve
 from diffengine.engine.sharing import Sharing
 from diffengine.engine.swapping import Swapper
 from diffengine.engine.visits import portion, portions_of_sweep
@@ -70,6 +71,7 @@ class Engine:
         self._recall = Recall(host, pager, self._table, self._digester) if evicts else None
         self._evictor = Evictor(host, pager, self._table, options, self._reasons, self._pace) if evicts else None
         self._swapper = Swapper(host, pager, self._table, options, self._reasons) if evicts else None
+        self._reserve = Reserve(host, self._table, self._reasons, options.reserve_mib)
         self._may_share = policy.allows(Technique.SHARE)
         self._may_evict = policy.allows(Technique.PATCH) | policy.allows(Technique.COMPRESS)
         self._watches = evicts and not self._may_evict[State.C2]
@@ -114,6 +116,7 @@ class Engine:
         """It is gone, or not to be worked on any more."""
         for domain in self._domains_with(domid):
             self._written.end(domain)
+            self._reserve.forget(domain)
             self._table.remove_domain(domain)
             del self._watch_rates[domid], self._refault_limits[domid]
         self._portion = self._portions = 0
@@ -133,6 +136,7 @@ class Engine:
         for part in (self._evictor, self._swapper):
             if part:
                 part.options = options
+        self._reserve.mib = options.reserve_mib
         for rate in self._watch_rates.values():
             rate.fault_limit = options.fault_limit
         for limit in self._refault_limits.values():
@@ -201,15 +205,18 @@ class Engine:
     # What the pager tells.
 
     def _settle(self, now_s: float) -> None:
-        """Finds the pages that came back: touched while watched, or loaded again."""
+        """Finds the pages that came back: touched while watched, or loaded again. Then frames are claimed for those
+        that did not."""
         seconds = now_s - self._settled_s
-        if not self._evictor or seconds < SETTLE_INTERVAL_S:
+        if seconds < SETTLE_INTERVAL_S:
             return
         self._settled_s = now_s
-        for domain in self._table.domains:
-            touched, refaulted = self._settle_domain(domain)
-            self._watch_rates[domain.domid].observe(touched + refaulted, seconds)
-            self._refault_limits[domain.domid].observe(now_s, refaulted)
+        if self._evictor:
+            for domain in self._table.domains:
+                touched, refaulted = self._settle_domain(domain)
+                self._watch_rates[domain.domid].observe(touched + refaulted, seconds)
+                self._refault_limits[domain.domid].observe(now_s, refaulted)
+        self._reserve.adjust()
 
     def _settle_domain(self, domain: Domain) -> tuple[int, int]:
         table, part = self._table, domain.part

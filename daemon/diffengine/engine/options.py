@@ -20,6 +20,7 @@ class EngineOptions:
     evicted_share_limit: of a domain's pages, at most this share is out at a time.
     high_watermark, low_watermark: of the host's memory; when more than `high` is in use, objects go to swap until it is
     less than `low`.
+    reserve_mib: free frames claimed for pages that may come back at once, of all domains together.
     patch_limit: longest fast patch. dense: C4 pages take the dense form, else LZ4.
     """
 
@@ -36,6 +37,7 @@ class EngineOptions:
     evicted_share_limit: float = 0.98
     high_watermark: float = 0.9
     low_watermark: float = 0.8
+    reserve_mib: float = 16
     patch_limit: int = 2048
     dense: bool = True
 
@@ -50,6 +52,7 @@ LIVE_OPTIONS = (
     "evicted_share_limit",
     "high_watermark",
     "low_watermark",
+    "reserve_mib",
     "patch_limit",
     "dense",
 )

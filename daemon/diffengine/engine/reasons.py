@@ -28,7 +28,9 @@ class Reason(StrEnum):
     EVICTED_SHARE = "evicted_share_limit"
     STORE_FULL = "store_full"
     UNMAPPED = "not_mapped"
-    # Not of pages: why a domain's log of written pages was not used, and what it failed to tell.
+    # Not of pages: how often the host would not claim frames.
+    RESERVE_REFUSED = "reserve_refused"
+    # Nor are these: why a domain's log of written pages was not used, and what it failed to tell.
     NO_LOG = "log_dirty_host_cannot"
     LOG_IN_USE = "log_dirty_refused"
     LOG_FAILED = "log_dirty_failed"

@@ -115,12 +115,14 @@ class DomainFrames:
 class HostMemory:
     """Frames of the host, and what the hypervisor's sharing costs.
 
-    sharing_saved: gfns that need no frame of their own because they share one.
+    claimed: how many of the free ones are promised to some domain. sharing_saved: gfns that need no frame of their own
+    because they share one.
     """
 
     frames: int
     free: int
     used: int
+    claimed: int
     sharing_saved: int
     metadata_bytes: int
 

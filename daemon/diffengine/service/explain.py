@@ -25,6 +25,7 @@ WORDS: dict[str, tuple[str, str]] = {
     Reason.EVICTED_SHARE: ("cold, but evicted_share_limit is reached", "raise evicted_share_limit"),
     Reason.STORE_FULL: ("the pager's store is full", "give the pager a larger store, or swap"),
     Reason.UNMAPPED: ("could not be mapped just then", ""),
+    Reason.RESERVE_REFUSED: ("times the host had no free memory to reserve", "make room, or lower reserve_mib"),
     Reason.NO_LOG: ("its log of written pages can't be had on this host", ""),
     Reason.LOG_IN_USE: ("its log of written pages is somebody else's: a migration?", ""),
     Reason.LOG_FAILED: ("its log of written pages could not be read", ""),

@@ -2,7 +2,7 @@
 """What the daemon can be told to do. All of it belongs to the engine's thread."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -173,19 +173,29 @@ class Operations:
     def pages_out(self, domid: int) -> int:
         return self._connected.pager.pages_out(domid)
 
-    def check_room(self, pages: int, what: str) -> None:
-        """Raises RefusedError if there are not so many free frames: half of it back helps nobody, and fills the
-        host."""
-        free = self._connected.host.memory().free
+    def check_room(self, out: Mapping[int, int], what: str) -> None:
+        """Raises RefusedError if so many pages of these domains find no free frames: half of them back helps nobody,
+        and fills the host. What is claimed for themselves is theirs."""
+        host = self._connected.host
+        pages, own = sum(out.values()), 0
+        for domid, count in out.items():
+            frames = host.domain_frames(domid)
+            own += min(frames.claimed, count) if frames else 0
+        free = self._unclaimed(own)
         if pages > free:
             raise RefusedError(
-                f"{what} needs {_mib(pages)} for pages that are out, and the host has {_mib(free)} free; make room "
-                "first (end or balloon down other domains), then try again"
+                f"{what} needs {_mib(pages)} for pages that are out, and the host has {_mib(free)} free for them; make "
+                "room first (end or balloon down other domains, or lower reserve_mib), then try again"
             )
+
+    def _unclaimed(self, own: int = 0) -> int:
+        """Free frames that nobody has claimed, and `own` that the asker has."""
+        memory = self._connected.host.memory()
+        return memory.free - memory.claimed + own
 
     def page_in(self, domid: int) -> int:
         """Brings all its pages back, and pauses it, so that they stay. How many."""
-        self.check_room(self.pages_out(domid), self._called(domid))
+        self.check_room({domid: self.pages_out(domid)}, self._called(domid))
         self.pause(domid)
         return self.bring_back(domid)
 
@@ -212,13 +222,14 @@ class Operations:
     def domids_out(self) -> dict[int, int]:
         """Pages that are out, of each domain that has some. Raises RefusedError if not all could come back."""
         out = {domid: pages for domid in self._attached.domains if (pages := self.pages_out(domid))}
-        self.check_room(sum(out.values()), "draining")
+        self.check_room(out, "draining")
         return out
 
     # Memory that is wanted.
 
     def free_bytes(self) -> int:
-        return self._connected.host.memory().free * PAGE_BYTES
+        """What a domain that starts now can have: what is claimed is for others."""
+        return self._unclaimed() * PAGE_BYTES
 
     def begin_freeing(self, wanted_bytes: int) -> None:
         """Until `end_freeing`: a whole core, faster visits, and swap down to what leaves so much."""
@@ -236,8 +247,8 @@ class Operations:
         options = self.configuration.engine
         if not self._wanted_bytes:
             return options
-        total = self._connected.host.memory().frames * PAGE_BYTES
-        leaves = max(0.0, 1 - self._wanted_bytes / total)
+        memory = self._connected.host.memory()
+        leaves = max(0.0, 1 - self._wanted_bytes / PAGE_BYTES / memory.frames - memory.claimed / memory.frames)
         return replace(
             options,
             cpu_share=1.0,

@@ -42,6 +42,7 @@ def engine_options(table: CheckedTable, policies: dict[str, Policy], seed: int) 
         evicted_share_limit=table.number("evicted_share_limit", default.evicted_share_limit, 0, 1),
         high_watermark=table.number("high_watermark", default.high_watermark, 0.01, 1),
         low_watermark=table.number("low_watermark", default.low_watermark, 0.01, 1),
+        reserve_mib=table.number("reserve_mib", default.reserve_mib, 0, MOST_MIB, " MiB"),
         patch_limit=table.whole("patch_limit", default.patch_limit, 16, PAGE_BYTES - 1, " bytes"),
         dense=table.flag("dense", default.dense),
     )

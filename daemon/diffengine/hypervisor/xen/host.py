@@ -134,6 +134,7 @@ class XenHost:
             frames=physical.total - dom0,
             free=physical.free,
             used=physical.total - physical.free - dom0,
+            claimed=physical.claimed,
             sharing_saved=saved,
             metadata_bytes=sharing_metadata_bytes(frames, saved),
         )
