@@ -31,6 +31,7 @@ static void domain_free(struct domain *domain)
         return;
     free((void *)domain->p2m);
     free(domain->dirty);
+    free(domain->registered);
     wait_queue_destroy(&domain->slots);
     free(domain);
 }
@@ -190,6 +191,7 @@ int de_machine_domain_destroy(struct de_machine *machine, uint16_t id)
     domain->ring.channel = NULL;
     machine->claimed -= domain->claimed;
     domain->claimed = 0;
+    touches_forget(machine, domain);
     release_memory(machine, domain);
     machine->domains[id] = NULL;
     domain_put(domain);

@@ -5,11 +5,24 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #define MAX_FRAMES 0x80000000u
+
+void machine_panic(const char *format, ...)
+{
+    char text[200];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "machine: Panic on CPU 0: %s\n", text);
+    abort();
+}
 
 uint32_t frame_allocate(struct de_machine *machine, struct domain *domain)
 {

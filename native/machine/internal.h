@@ -89,6 +89,8 @@ struct domain {
     bool pending;            /**< in its channel's list of domains with events */
     struct domain *next_pending;
     struct de_vcpu *vcpus[DE_MACHINE_MAX_VCPUS];
+    uint32_t *registered; /**< frames that the guest gave the hypervisor for good */
+    uint32_t registered_count;
     char crash[CRASH_TEXT_BYTES]; /**< "" = not crashed */
 };
 
@@ -132,6 +134,8 @@ struct de_machine {
 /* All functions below: the machine's lock is held. */
 
 /* frames.c */
+/** What makes Xen stop the host: say so on stderr, and abort. */
+_Noreturn void machine_panic(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static inline uint8_t *frame_address(const struct de_machine *machine, uint32_t frame)
 {
     return machine->memory + (size_t)frame * DE_PAGE_SIZE;
@@ -209,6 +213,10 @@ void ring_forget(struct domain *domain);
  * No ring: the domain crashes. 0, or as ring_claim_slot().
  */
 int paging_populate(struct de_machine *machine, struct domain *domain, uint32_t gfn, struct de_vcpu *vcpu);
+
+/* touches.c */
+/** Let go of the pages that the guest had registered. */
+void touches_forget(struct de_machine *machine, struct domain *domain);
 
 /* vcpu.c */
 /** Sleep until this vCPU may run. 0, -ESHUTDOWN or -EINTR. */

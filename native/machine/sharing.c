@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Sharing, after Xen's mem_sharing.c: nominate_page(), share_pages(), __mem_sharing_unshare_page(). */
+/*
+ * Sharing, after Xen's mem_sharing.c: nominate_page(), share_pages(), __mem_sharing_unshare_page().
+ *
+ * share_pages() moves all sharers of the client's frame. It holds the p2m locks of the two domains that it
+ * was called for, and the frames'; for a sharer of a third one it takes that domain's p2m lock after them,
+ * which Xen's order of locks forbids, and the host stops ("mm locking order violation: 24 > 16", seen on
+ * Xen 4.17).
+ */
 #include "internal.h"
 
 #include <errno.h>
@@ -100,6 +107,17 @@ static int make_room(struct de_machine *machine, uint32_t frame, uint32_t count)
     return 0;
 }
 
+/* Xen only finds out at that sharer, but nobody gets to see what it did until then. */
+static void check_lock_order(const struct share *moved, uint16_t source, uint16_t client)
+{
+    for (uint32_t i = 0; i < moved->count; i++)
+        if (moved->sharers[i].domain != source && moved->sharers[i].domain != client)
+            machine_panic(
+                "mm locking order violation: domain %u's frame is shared with domain %u's, and was to "
+                "become domain %u's",
+                client, moved->sharers[i].domain, source);
+}
+
 static int merge(struct de_machine *machine, uint32_t source, uint32_t client)
 {
     struct share *from = machine->frames[client].share;
@@ -133,8 +151,12 @@ int machine_share(void *context, uint16_t source_id, uint32_t source_gfn, uint64
             error = DE_SHARE_SOURCE_STALE;
         else if (client_frame == FRAME_NONE)
             error = DE_SHARE_CLIENT_STALE;
-        else
-            error = source_frame == client_frame ? 0 : merge(machine, source_frame, client_frame);
+        else if (source_frame == client_frame)
+            error = 0;
+        else {
+            check_lock_order(machine->frames[client_frame].share, source_id, client_id);
+            error = merge(machine, source_frame, client_frame);
+        }
     }
     pthread_mutex_unlock(&machine->lock);
     return error;

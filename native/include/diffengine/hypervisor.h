@@ -81,9 +81,8 @@ struct de_hypervisor_operations {
      * gfn can be neither nominated for paging (-EBUSY), evicted (-EBUSY) nor nominated for sharing (-E2BIG).
      * @param[out] pages  Addresses, NULL where errors[i] != 0.
      * @param[out] errors Per page: 0; -EINVAL: a hole; -ENOENT: evicted, and a populate request without a
-     * paused vCPU is now in the ring (none if the ring is full), or already on its way in. With Xen, if the
-     * *last* page of a batch is evicted the call spins until a pager served it: a pager only maps what it
-     * knows to have a frame.
+     * paused vCPU is now in the ring (none if the ring is full), or already on its way in. (Xen's library
+     * spins if the *last* page of a batch is evicted; native/xen/memory.c ends each batch with another.)
      * @return number of pages mapped, or -ESRCH, -ENOMEM (nothing mapped).
      */
     int (*map)(void *context, uint16_t domain, const uint32_t *gfns, size_t count, const uint8_t **pages,
@@ -138,6 +137,8 @@ struct de_hypervisor_operations {
      * compared. 0 also if both have the same frame already. DE_SHARE_SOURCE_STALE, DE_SHARE_CLIENT_STALE.
      * -ENOSPC: more than DE_SHARE_MAX_GFNS together (the embedded machine's own check). -ENOMEM: no room for
      * metadata.
+     *
+     * **The host stops** if the client's frame is shared with a third domain: unshare the client first.
      */
     int (*share)(void *context, uint16_t source, uint32_t source_gfn, uint64_t source_handle, uint16_t client,
                  uint32_t client_gfn, uint64_t client_handle);

@@ -8,6 +8,8 @@
  * it only has to change its hypercalls. All frames are one memfd; a free frame is a hole in it, so that what
  * the engine saves shows in the kernel's own accounting of this process (RssShmem).
  *
+ * What brings a host with Xen down brings the machine down, too: it says why on stderr and aborts.
+ *
  * Functions return 0 (or a count) or a negative errno value. Any thread may call anything at any time, except
  * that a vCPU and a guest belong to the thread that uses them; freeing the machine ends all use of it.
  */
@@ -146,6 +148,22 @@ int de_machine_map(struct de_machine *machine, uint16_t domain, bool writable, c
                    size_t count, uint8_t **pages, int32_t *errors);
 void de_machine_unmap(struct de_machine *machine, const uint8_t *const *pages, size_t count);
 
+/**
+ * A grant of one page mapped by a backend in dom0, as get_paged_frame() does for GNTTABOP_map_grant_ref;
+ * undone by de_machine_unmap(). Other than with de_machine_map(), a page that is only nominated is asked for,
+ * too, without a paused vCPU, and so is one that is on its way in already.
+ * @return 0; -EAGAIN: asked for, if the ring had room, or no frame for the private copy of a shared page that
+ * is mapped writable (GNTST_eagain: the backend tries again); -EINVAL: a hole; -ESRCH.
+ */
+int de_machine_grant_map(struct de_machine *machine, uint16_t domain, bool writable, uint32_t gfn,
+                         uint8_t **page);
+/**
+ * A page that the guest gives the hypervisor for good: vcpu_info, an event channel's FIFO. It is made
+ * private, and referred to until the domain is destroyed: -EBUSY for paging, -E2BIG for sharing. 0, -EINVAL:
+ * no frame, -ENOMEM, -ESRCH.
+ */
+int de_machine_register_page(struct de_machine *machine, uint16_t domain, uint32_t gfn);
+
 /* vCPUs: what a guest does. */
 
 struct de_vcpu;
@@ -177,6 +195,16 @@ void de_vcpu_kick(struct de_vcpu *vcpu);
 int de_machine_guest_read(struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset, void *buffer, uint32_t len);
 int de_machine_guest_write(struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset, const void *buffer,
                            uint32_t len);
+
+/**
+ * A hypercall of this vCPU copies from or to guest memory, as hvm_copy_from_guest_linear() and its like do:
+ * a shared page is made private even if it is only read; a page that is nominated or out is asked for, and
+ * the hypercall fails although its argument is good.
+ * @return 0; -EFAULT: no frame, or none *now*: by the time the vCPU goes on, the page is in; the rest as
+ * de_machine_guest_read().
+ */
+int de_machine_guest_hypercall(struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset, void *buffer,
+                               uint32_t len, bool to_guest);
 
 /**
  * The guest gives a page back (balloons it out): the gfn becomes a hole. If it was in the hands of the pager,

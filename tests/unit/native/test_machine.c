@@ -6,10 +6,13 @@
 #include <diffengine/program.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #define WAIT_STEP_NS 200000
 
@@ -1222,6 +1225,182 @@ static void test_guests_under_threads(void)
 }
 
 #ifndef THROUGH_CLIENT
+static void panics(void (*what)(void), const char *text)
+{
+    char said[300] = "";
+    int standard_error[2], status;
+    CHECK_EQ(pipe(standard_error), 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        dup2(standard_error[1], STDERR_FILENO);
+        what();
+        _exit(0);
+    }
+    close(standard_error[1]);
+    size_t length = 0;
+    for (ssize_t got = 1; got > 0 && length < sizeof said - 1; length += (size_t)got) {
+        got = read(standard_error[0], said + length, sizeof said - 1 - length);
+        CHECK(got >= 0);
+    }
+    close(standard_error[0]);
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    CHECK(strstr(said, text));
+}
+
+static void share_away_from_a_third(void)
+{
+    share_two(3, 0, 2, 0);
+}
+
+/* Xen moves all that share the client's frame; one of a domain that is not party to the call stops the host.
+ */
+static void test_sharer_of_a_third_domain(void)
+{
+    start(12);
+    uint16_t a = make_domain(2, 1), b = make_domain(2, 1), c = make_domain(2, 1);
+    share_two(a, 0, b, 0);
+    panics(share_away_from_a_third, "mm locking order violation");
+    /* As a source it may have any sharers; as a client after it was made private. */
+    share_two(a, 0, c, 0);
+    CHECK_EQ(HV(unshare, b, 0), 0);
+    share_two(c, 0, b, 0);
+    share_two(a, 1, b, 1);
+    CHECK_EQ(HV(unshare, b, 1), 0);
+    share_two(c, 1, b, 1);
+    CHECK_EQ(account().sharing_saved, 3);
+    finish();
+}
+
+/* A backend's grants: asked for without a paused vCPU, and as soon as the page is nominated. */
+static void test_grant_map(void)
+{
+    start(12);
+    uint16_t domain = make_domain(4, 50), other = make_domain(1, 50);
+    uint8_t *page;
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(de_machine_grant_map(machine, 99, true, 0, &page), -ESRCH);
+    CHECK_EQ(de_machine_grant_map(machine, domain, true, 4, &page), -EINVAL);
+    evict(domain, 1);
+    CHECK_EQ(HV(paging_nominate, domain, 2), 0);
+    for (uint32_t gfn = 1; gfn <= 2; gfn++) {
+        CHECK_EQ(de_machine_grant_map(machine, domain, false, gfn, &page), -EAGAIN);
+        struct de_vm_event event = next_event(domain);
+        CHECK_EQ(event.gfn, gfn);
+        CHECK_EQ(event.flags, 0);
+        CHECK_EQ(event.paging_flags, gfn == 2 ? DE_PAGING_EVICT_FAIL : 0);
+        CHECK_EQ(de_machine_p2m_type(machine, domain, gfn), DE_P2M_PAGING_IN);
+        /* On its way in: tried again, and nothing new in the ring. */
+        CHECK_EQ(de_machine_grant_map(machine, domain, false, gfn, &page), -EAGAIN);
+        no_event(domain);
+        CHECK_EQ(HV(paging_load, domain, gfn, (const uint8_t[DE_PAGE_SIZE]){99}), 0);
+        CHECK_EQ(HV(ring_answer, domain, &event), 0);
+        CHECK_EQ(de_machine_grant_map(machine, domain, false, gfn, &page), 0);
+        CHECK_EQ(page[0], gfn == 2 ? 52 : 99);
+        CHECK_EQ(HV(paging_nominate, domain, gfn), -EBUSY);
+        unmap_one(page);
+    }
+    share_two(domain, 0, other, 0);
+    CHECK_EQ(de_machine_grant_map(machine, domain, false, 0, &page), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_SHARED);
+    unmap_one(page);
+    CHECK_EQ(de_machine_grant_map(machine, domain, true, 0, &page), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_RAM_RW);
+    unmap_one(page);
+    finish();
+}
+
+static void test_grant_map_without_memory(void)
+{
+    start(2);
+    uint16_t a = make_domain(1, 1), b = make_domain(1, 1), full;
+    uint8_t *page;
+    share_two(a, 0, b, 0);
+    full = make_domain(1, 9);
+    CHECK_EQ(de_machine_grant_map(machine, a, true, 0, &page), -EAGAIN);
+    CHECK_EQ(de_machine_domain_destroy(machine, full), 0);
+    CHECK_EQ(de_machine_grant_map(machine, a, true, 0, &page), 0);
+    unmap_one(page);
+    finish();
+}
+
+static void test_registered_pages(void)
+{
+    start(8);
+    uint16_t a = make_domain(2, 1), b = make_domain(2, 1);
+    uint64_t handle;
+    CHECK_EQ(HV(paging_enable, a), 0);
+    share_two(b, 0, a, 0);
+    CHECK_EQ(de_machine_register_page(machine, 99, 0), -ESRCH);
+    CHECK_EQ(de_machine_register_page(machine, a, 2), -EINVAL);
+    CHECK_EQ(de_machine_register_page(machine, a, 0), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, a, 0), DE_P2M_RAM_RW);
+    CHECK_EQ(HV(paging_nominate, a, 0), -EBUSY);
+    CHECK_EQ(HV(share_nominate, a, 0, &handle), -E2BIG);
+    evict(a, 1);
+    CHECK_EQ(de_machine_register_page(machine, a, 1), -EINVAL);
+    finish();
+}
+
+struct hypercall {
+    struct de_vcpu *vcpu;
+    uint32_t gfn;
+    int result;
+    pthread_t thread;
+};
+
+static void *hypercall_thread(void *argument)
+{
+    struct hypercall *hypercall = argument;
+    uint8_t byte = 77;
+    hypercall->result = de_machine_guest_hypercall(hypercall->vcpu, hypercall->gfn, 0, &byte, 1, true);
+    return NULL;
+}
+
+/* The hypercall fails, and the vCPU finds its page there when it goes on. */
+static void test_hypercall_on_page_that_is_out(void)
+{
+    start(8);
+    uint16_t domain = make_domain(3, 60), other = make_domain(1, 60);
+    struct hypercall hypercall = {.gfn = 1};
+    uint8_t byte = 0;
+    CHECK_EQ(de_vcpu_create(machine, domain, &hypercall.vcpu), 0);
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(de_machine_guest_hypercall(hypercall.vcpu, 3, 0, &byte, 1, false), -EFAULT);
+    CHECK_EQ(de_machine_guest_hypercall(hypercall.vcpu, 2, DE_PAGE_SIZE, &byte, 1, false), -EINVAL);
+    CHECK_EQ(de_machine_guest_hypercall(hypercall.vcpu, 2, 5, &byte, 1, false), 0);
+    CHECK_EQ(byte, 62);
+    /* Reading through a hypercall makes a copy, too. */
+    share_two(domain, 0, other, 0);
+    CHECK_EQ(de_machine_guest_hypercall(hypercall.vcpu, 0, 0, &byte, 1, false), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_RAM_RW);
+    evict(domain, 1);
+    CHECK_EQ(pthread_create(&hypercall.thread, NULL, hypercall_thread, &hypercall), 0);
+    struct de_vm_event event = next_event(domain);
+    CHECK_EQ(event.flags, DE_VM_EVENT_VCPU_PAUSED);
+    CHECK_EQ(HV(paging_load, domain, 1, (const uint8_t[DE_PAGE_SIZE]){5}), 0);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    pthread_join(hypercall.thread, NULL);
+    CHECK_EQ(hypercall.result, -EFAULT);
+    CHECK_EQ(first_byte(domain, 2), 62);
+    CHECK_EQ(de_machine_guest_read(hypercall.vcpu, 1, 0, &byte, 1), 0);
+    CHECK_EQ(byte, 5);
+    hypercall_thread(&hypercall);
+    CHECK_EQ(hypercall.result, 0);
+    CHECK_EQ(de_machine_guest_read(hypercall.vcpu, 1, 0, &byte, 1), 0);
+    CHECK_EQ(byte, 77);
+    /* A write by the hypervisor is noted each time, and the page goes on being one that is not written. */
+    uint8_t bits;
+    CHECK_EQ(de_machine_log_dirty_enable(machine, domain), 0);
+    hypercall_thread(&hypercall);
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, false, 0, 3, &bits), 0);
+    CHECK_EQ(bits, 2);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 1), DE_P2M_LOGDIRTY);
+    de_vcpu_free(hypercall.vcpu);
+    finish();
+}
+
 enum { LOGGED_GFNS = 64 };
 
 struct look {
@@ -1352,6 +1531,11 @@ int main(void)
     test_take_over();
     test_guests_under_threads();
 #ifndef THROUGH_CLIENT
+    test_sharer_of_a_third_domain();
+    test_grant_map();
+    test_grant_map_without_memory();
+    test_registered_pages();
+    test_hypercall_on_page_that_is_out();
     test_log_dirty_under_threads();
     test_guest_counts_wrong_bytes();
 #endif

@@ -942,6 +942,56 @@ static void test_share(void)
     finish();
 }
 
+/* A page that shares with one domain may come to share with another one instead: its old partners stay where
+ * they are. (If they came along, the host would stop.) */
+static void test_share_with_a_third(void)
+{
+    start(16);
+    uint16_t domains[3];
+    for (int i = 0; i < 3; i++)
+        domains[i] = make_domain(2, 300);
+    CHECK_EQ(share(domains[0], 0, domains[1], 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(share(domains[2], 0, domains[1], 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(share(domains[0], 0, domains[2], 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(share(domains[0], 0, domains[1], 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(share(domains[0], 0, domains[1], 0), DE_PROPOSAL_DONE);
+    struct de_machine_accounting accounting;
+    de_machine_account(machine, &accounting);
+    CHECK_EQ(accounting.used, 4);
+    for (int i = 0; i < 3; i++)
+        check_page(domains[i], 0, 300);
+    finish();
+}
+
+#ifndef THROUGH_CLIENT
+/* As the machine lets backends and the hypervisor touch them: pages come in without a vCPU that waits. */
+static void test_touches_of_the_hypervisor(void)
+{
+    start(16);
+    uint16_t domain = make_domain(4, 310), other = make_domain(4, 310);
+    uint8_t *page, expected[DE_PAGE_SIZE];
+    uint32_t object = put_filled(310);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
+    for (uint32_t gfn = 0; gfn < 2; gfn++) {
+        CHECK_EQ(de_machine_grant_map(machine, domain, true, gfn, &page), -EAGAIN);
+        CHECK_EQ(de_pager_serve(pager), 1);
+        CHECK_EQ(state(domain, gfn), DE_PAGE_RESIDENT);
+        CHECK_EQ(de_machine_grant_map(machine, domain, true, gfn, &page), 0);
+        fill(expected, 310 + gfn);
+        CHECK_EQ(memcmp(page, expected, DE_PAGE_SIZE), 0);
+        CHECK_EQ(evict(domain, gfn, object), DE_PROPOSAL_BUSY);
+        de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
+    }
+    CHECK_EQ(de_machine_register_page(machine, domain, 2), 0);
+    CHECK_EQ(watch(domain, 2), DE_PROPOSAL_BUSY);
+    CHECK_EQ(share(other, 2, domain, 2), DE_PROPOSAL_MAPPED);
+    check_page(domain, 2, 312);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+#endif
+
 static void test_share_limit_and_memory(void)
 {
     start(DE_SHARE_MAX_GFNS + 1);
@@ -1425,6 +1475,10 @@ int main(void)
     test_corrupt_object();
     test_corrupt_proposal();
     test_share();
+    test_share_with_a_third();
+#ifndef THROUGH_CLIENT
+    test_touches_of_the_hypervisor();
+#endif
     test_share_limit_and_memory();
     test_restore_and_remove();
     test_watched_again_at_a_touch();
