@@ -14,6 +14,8 @@ STAMPS := build/stamps
 # What Debian provides; `make` installs what is missing.
 PACKAGES := build-essential clang-format cpio liblz4-dev libssl-dev libsystemd-dev libxxhash-dev libzstd-dev ninja-build pkg-config \
             libxen-dev python3 python3-dev python3-venv systemd zstd
+# For the `xen` extra of pyproject.toml, which the tests need and the demo does not.
+XEN_EXTRA_PACKAGES := libvirt-dev
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 # A hypervisor from source, a dom0 from packages, an emulator for it (tests/xen/README.md).
 XEN_PACKAGES := bc bison dpkg-dev e2fsprogs flex mmdebstrap python3-dev qemu-system-x86 xz-utils
@@ -51,7 +53,14 @@ $(STAMPS)/venv: pyproject.toml $(STAMPS)/packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check meson-python meson ninja cffi
 	$(BIN)/python -m pip install -q --disable-pip-version-check \
-	  $$($(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*('\"%s\"' % r for r in p['dependencies'] + p['optional-dependencies']['dev']))" | tr -d '"')
+	  $$($(call requirements,p['dependencies'] + p['optional-dependencies']['dev']))
+	@touch $@
+
+# Prints the requirements $(1), Python over pyproject.toml's [project] as p.
+requirements = $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*('\"%s\"' % r for r in $(1)))" | tr -d '"'
+$(STAMPS)/xen-extra: pyproject.toml $(STAMPS)/venv
+	@$(call install_missing,$(XEN_EXTRA_PACKAGES))
+	$(BIN)/python -m pip install -q --disable-pip-version-check $$($(call requirements,p['optional-dependencies']['xen']))
 	@touch $@
 
 $(STAMPS)/installed: $(NATIVE_SOURCES) $(PYTHON_SOURCES) meson.build meson_options.txt pyproject.toml $(STAMPS)/venv
@@ -92,7 +101,7 @@ test-native: build/asan/build.ninja build/tsan/build.ninja
 
 # Guests in real time need the cores for themselves.
 REAL_TIME_TESTS := tests/integration/test_simulate.py tests/unit/test_engine_log_dirty.py
-test-python: $(STAMPS)/installed
+test-python: $(STAMPS)/installed $(STAMPS)/xen-extra
 	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(REAL_TIME_TESTS))
 	$(BIN)/python -m pytest $(REAL_TIME_TESTS)
 

@@ -79,11 +79,10 @@ def started(on: Loop, server: Server) -> Iterator[None]:
 
 
 class Parts:
-    """server: not started. ended: what ended the worker."""
-
-    def __init__(self, worker: Worker, server: Server, machine: MachineClient) -> None:
+    def __init__(self, worker: Worker, methods: Methods, events: Events, machine: MachineClient) -> None:
         self.worker = worker
-        self.server = server
+        self.methods = methods
+        self.events = events
         self.machine = machine
 
 
@@ -116,7 +115,7 @@ def daemon_parts(
             worker.start()
             try:
                 with started(on, server):
-                    yield Parts(worker, server, machine)
+                    yield Parts(worker, methods, events, machine)
             finally:
                 worker.stop()
 

@@ -7,6 +7,7 @@ import logging
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "says nothing",
     )
     add("--socket", type=Path, metavar="PATH", help="of the status socket, instead of the configuration's")
+    add("--xenstore", type=Path, metavar="PATH", help="socket or device of xenstored, if not where Xen has it")
     add("--images", metavar="DIR", action="append", default=[], help=f"of --embedded, look there too ({IMAGE_FOLDER})")
 
 
@@ -79,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             choice = stack.enter_context(embedded(scenario))
             if file is None:
                 settings = Settings(None, of_scenario(path, scenario))
+        choice = replace(choice, xenstore=arguments.xenstore)
         run_daemon(choice, at_socket(settings, arguments.socket))
     return 0
 

@@ -16,6 +16,7 @@ from diffengine.cli.values import whole_number
 from diffengine.errors import one_line
 from diffengine.service.client import Client
 from diffengine.service.configuration import SOCKET
+from diffengine.settings import value_of
 
 MIB = 1 << 20
 Values = dict[str, Any]
@@ -73,14 +74,8 @@ def _add(commands: "argparse._SubParsersAction[Any]") -> Callable[[str, Command]
 
 
 def setting(text: str) -> Any:
-    """As TOML would read it, else a text; `default`: None."""
-    if text == "default":
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, bool | int | float | str) else text
+    """`default`: None."""
+    return None if text == "default" else value_of(text)
 
 
 def parameters_of(arguments: argparse.Namespace) -> Values:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,14 @@ class EmbeddedHost:
 
     def destroy_domain(self, domid: int) -> None:
         check_errno(self._call("domain_destroy", domid), f"destroying domain {domid}")
+
+    def domain_uuid(self, domid: int) -> UUID | None:
+        """None: it is gone."""
+        hypervisor, uuid = self.hypervisor(), self.binding.ffi.new("struct de_uuid *")
+        result = int(hypervisor.operations.domain_uuid(hypervisor.context, domid, uuid))
+        if result == -errno.ECONNRESET:
+            check_errno(result, f"asking for the UUID of domain {domid}")
+        return UUID(bytes=bytes(uuid.bytes)) if result == 0 else None
 
     def capabilities(self) -> Capabilities:
         return Capabilities(sharing=True, paging=True, claims=True, log_dirty=True, most_sharers=MOST_SHARERS)

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -38,11 +38,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class DomainSettings:
-    """trust_group: whom it may share and patch with; None: nobody, zero pages excepted."""
+    """trust_group: whom it may share and patch with; None: nobody, zero pages excepted. log_dirty: what it writes is
+    known from the hypervisor's log, which a save or migration needs for itself."""
 
     enabled: bool
     trust_group: str | None
     min_resident_mib: float
+    log_dirty: bool = False
+
+
+NOTHING_SAID = DomainSettings(enabled=False, trust_group=None, min_resident_mib=0.0)
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ def with_change(current: Configuration, domain: str | None, key: str, value: Any
     table = values.setdefault("engine", {})
     if domain is not None:
         tables = values.setdefault("domain", {})
-        known = {each.lower() if _is_uuid(each) else each: each for each in tables}
-        wanted = domain.lower() if _is_uuid(domain) else domain
+        known = {each.lower() if is_uuid(each) else each: each for each in tables}
+        wanted = domain.lower() if is_uuid(domain) else domain
         table = tables.setdefault(known.get(wanted, wanted), {})
     if value is None:
         table.pop(key, None)
@@ -105,7 +110,7 @@ def with_change(current: Configuration, domain: str | None, key: str, value: Any
 def _configuration(top: CheckedTable, seed: int) -> Configuration:
     policies = read_policies(top.table("policies"))
     others = top.table("domains")
-    default = _domain(others, DomainSettings(enabled=False, trust_group=None, min_resident_mib=0.0), named=False)
+    default = _domain(others, NOTHING_SAID, named=False)
     socket = top.table("socket")
     path = socket.text("path", str(SOCKET)) or str(SOCKET)
     if not path.startswith("/"):
@@ -132,10 +137,10 @@ def _domains(tables: CheckedTable, default: DomainSettings) -> dict[str, DomainS
     for name in list(tables.values):
         table = tables.table(name)
         table.where = f'[domain."{name}"]'
-        key = name.lower() if _is_uuid(name) else name
+        key = name.lower() if is_uuid(name) else name
         if key in found:
             tables.errors.append(f"{table.where}: must be one table for each UUID")
-        found[key] = _domain(table, DomainSettings(True, None, default.min_resident_mib), named=True)
+        found[key] = _domain(table, replace(default, enabled=True), named=True)
     return found
 
 
@@ -144,12 +149,29 @@ def _domain(table: CheckedTable, default: DomainSettings, named: bool) -> Domain
         enabled=table.flag("enabled", default.enabled),
         trust_group=table.text("trust_group") if named else None,
         min_resident_mib=table.number("min_resident_mib", default.min_resident_mib, 0, MOST_MIB, " MiB"),
+        log_dirty=table.flag("log_dirty", default.log_dirty),
     )
     table.finish()
     return settings
 
 
-def _is_uuid(text: str) -> bool:
+def domain_words(values: Values, where: str) -> Values:
+    """Single keys of a domain's table, said elsewhere than in the file: the same. Raises ConfigurationError."""
+
+    def read(table: CheckedTable) -> None:
+        table.where = where
+        _domain(table, NOTHING_SAID, named=True)
+
+    check_whole("settings", values, read, ConfigurationError)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def with_words(settings: DomainSettings, words: Values) -> DomainSettings:
+    """What was said of single keys holds instead. words: as domain_words() gives them."""
+    return replace(settings, **words)
+
+
+def is_uuid(text: str) -> bool:
     try:
         return str(UUID(text)) == text.lower()
     except ValueError:

@@ -5,19 +5,23 @@ import asyncio
 import logging
 import signal
 import sys
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffengine.errors import DiffengineError, one_line
 from diffengine.native import random_seed
 from diffengine.service.configuration import Configuration, configuration, read_configuration
 from diffengine.service.events import EventKind, Events
+from diffengine.service.free_requests import FreeRequest
 from diffengine.service.host import Connected, HostChoice, connect
 from diffengine.service.methods import Methods
 from diffengine.service.operations import Operations
 from diffengine.service.server import Server
 from diffengine.service.supervisor import handed_over, supervisor
 from diffengine.service.worker import Worker
+from diffengine.service.xenstore_link import XenstoreLink
 
 LOG = logging.getLogger("diffengine")
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -46,11 +50,12 @@ def run_daemon(choice: HostChoice, settings: Settings) -> None:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with connect(choice) as connected:
-        asyncio.run(_Daemon(connected, settings).run())
+        asyncio.run(_Daemon(connected, settings, choice.find_xenstore()).run())
 
 
 class _Daemon:
-    def __init__(self, connected: Connected, settings: Settings) -> None:
+    def __init__(self, connected: Connected, settings: Settings, xenstore: Path | None) -> None:
+        self._xenstore = xenstore
         self._connected = connected
         self._settings = settings
         self._events = Events()
@@ -70,8 +75,10 @@ class _Daemon:
         methods = Methods(self._worker, self._events, self._connected)
         server = Server(start.socket_path, start.socket_group, methods.call, self._events)
         server.start(listening)
+        link: XenstoreLink | None = None
         try:
             self._worker.start()
+            link = self._link_xenstore(methods)
             told.ready()
             LOG.info("at work on %d domains", operations.snapshot.status.domains_worked_on)
             await self._ended.wait()
@@ -80,16 +87,32 @@ class _Daemon:
         finally:
             told.ending()
             await server.close()
+            if link:
+                await asyncio.to_thread(link.stop)
             self._worker.stop()
         if self._failure:
             raise self._failure
+
+    def _link_xenstore(self, methods: Methods) -> XenstoreLink | None:
+        if self._xenstore is None:
+            return None
+
+        def free(request: FreeRequest) -> "Future[dict[str, Any]]":
+            return asyncio.run_coroutine_threadsafe(methods.free(request), self._loop)
+
+        def tell(kind: EventKind, text: str) -> None:
+            self._tell(kind, text, None, "", "")
+
+        link = XenstoreLink(self._xenstore, self._worker, free, tell)
+        link.start()
+        return link
 
     def _end(self, failure: BaseException | None) -> None:
         self._failure = failure
         self._ended.set()
 
     def _tell(self, kind: EventKind, text: str, domid: int | None, uuid: str, reason: str) -> None:
-        """From the engine's thread."""
+        """From other threads."""
         self._loop.call_soon_threadsafe(self._events.tell, kind, text, domid, uuid, reason)
 
     def _read_settings(self) -> None:

@@ -12,6 +12,7 @@ from diffengine.hypervisor.pager_client import PagerClient, PagerInUseError
 from diffengine.hypervisor.protocol import Host
 from diffengine.hypervisor.xen import XenHost
 from diffengine.hypervisor.xen.gather import toolstack_configurations
+from diffengine.hypervisor.xen.xenstore import find_xenstore
 from diffengine.service.configuration import Identity
 
 # Of the pager alone, mode 0700; the status socket is beside it.
@@ -25,16 +26,20 @@ RETRY_S = 0.02
 class HostChoice:
     """state: the pager's directory. machine: the socket of a diffengine-machine; None: the Xen that this dom0 runs on.
 
-    names: of a machine's domains, by domid.
+    names: of a machine's domains, by domid. xenstore: where it is, if not where Xen has it.
     """
 
     state: Path
     machine: Path | None = None
     names: Mapping[int, str] = field(default_factory=dict)
+    xenstore: Path | None = None
 
     @property
     def kind(self) -> str:
         return "xen" if self.machine is None else "machine"
+
+    def find_xenstore(self) -> Path | None:
+        return find_xenstore() if self.machine is None and self.xenstore is None else self.xenstore
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,17 @@ def _host(choice: HostChoice) -> Iterator[tuple[Host, Callable[[], Mapping[int, 
         return
     machine = MachineClient(choice.machine)
     try:
-        yield machine, lambda: {domid: Identity(domid, "", name) for domid, name in choice.names.items()}
+        yield machine, lambda: _machine_identities(machine, choice.names)
     finally:
         machine.close()
+
+
+def _machine_identities(machine: MachineClient, names: Mapping[int, str]) -> dict[int, Identity]:
+    return {
+        domain.domid: Identity(domain.domid, str(uuid), names.get(domain.domid, ""))
+        for domain in machine.domains()
+        if (uuid := machine.domain_uuid(domain.domid))
+    }
 
 
 def _xen_identities(xen: XenHost) -> dict[int, Identity]:

@@ -13,6 +13,7 @@ from diffengine.hypervisor.pager_control import PagerControl
 from diffengine.service.configuration import ConfigurationError
 from diffengine.service.events import EventKind, Events
 from diffengine.service.explain import explain
+from diffengine.service.free_requests import FreeRequest
 from diffengine.service.host import Connected
 from diffengine.service.operations import Operations, RefusedError
 from diffengine.service.rpc import Code, RpcError
@@ -202,10 +203,19 @@ class Methods:
         if mib is None:
             raise RpcError(Code.INVALID_PARAMETERS, "params mib: must be how many MiB are wanted")
         async with self._alone():
-            free = await self._free_bytes()
-            if free < mib * MIB:
-                free = await self._make_free(mib * MIB, timeout_s)
-        return {"mib": mib, "free_mib": free // MIB, "enough": free >= mib * MIB}
+            return await self._free_now(FreeRequest(mib, timeout_s))
+
+    async def free(self, request: FreeRequest) -> Answer:
+        """The same, in its turn: for who does not come over the socket."""
+        async with self._busy:
+            return await self._free_now(request)
+
+    async def _free_now(self, request: FreeRequest) -> Answer:
+        wanted = request.mib * MIB
+        free = await self._free_bytes()
+        if free < wanted:
+            free = await self._make_free(wanted, request.timeout_s)
+        return {"mib": request.mib, "free_mib": free // MIB, "enough": free >= wanted}
 
     async def _make_free(self, wanted: int, timeout_s: float) -> int:
         loop = asyncio.get_running_loop()

@@ -11,9 +11,17 @@ from diffengine.errors import DiffengineError
 from diffengine.hypervisor.protocol import DomainInfo
 from diffengine.native import PAGE_BYTES, NativeError
 from diffengine.service.attached import AttachedEngine, Cause, DomainTerms, LeftAlone, Standing, own_group, shown_group
-from diffengine.service.configuration import Configuration, Identity, with_change
+from diffengine.service.configuration import (
+    Configuration,
+    ConfigurationError,
+    DomainSettings,
+    Identity,
+    with_change,
+    with_words,
+)
 from diffengine.service.events import EventKind
 from diffengine.service.host import Connected
+from diffengine.service.overrides import Overrides, Place, settle
 from diffengine.service.snapshot import Snapshot, take_snapshot
 
 PAGES_PER_MIB = (1 << 20) // PAGE_BYTES
@@ -39,7 +47,8 @@ class Operations:
     def __init__(self, connected: Connected, configuration: Configuration, tell: Tell) -> None:
         self._connected = connected
         self._tell_event = tell
-        self.configuration = configuration
+        self._base = configuration
+        self._overrides = Overrides(configuration)
         self._identities: dict[int, Identity] = {}
         self._paused: set[int] = set()
         self._all_paused = False
@@ -61,6 +70,14 @@ class Operations:
         if time.monotonic() >= self._tell_s:
             self.refresh()
         return wait_s
+
+    @property
+    def standings(self) -> Mapping[int, Standing]:
+        return self._attached.standings
+
+    def look(self) -> None:
+        """Which domains are there? Somebody came, or went."""
+        self._attached.look()
 
     def refresh(self) -> None:
         """A snapshot of now; the next one not before this one's time is a small part of all time."""
@@ -94,14 +111,18 @@ class Operations:
     # What is wanted of a domain.
 
     def _terms(self, domain: DomainInfo) -> Standing:
-        identity = self._identity(domain.domid)
-        settings = self.configuration.domain(identity)
+        settings = self._settings(self._identity(domain.domid))
         if domain.domid in self._paused:
             return LeftAlone(Cause.PAUSED, f"paused; `diffengine resume {domain.domid}` goes on")
         if not settings.enabled:
             return LeftAlone(Cause.NOT_ENABLED, "not enabled in the configuration")
         group = settings.trust_group or own_group(domain.domid)
         return DomainTerms(group, int(settings.min_resident_mib * PAGES_PER_MIB))
+
+    def _settings(self, identity: Identity) -> DomainSettings:
+        """What was said last counts most: the configuration, then what holds instead."""
+        words = self._overrides.words.get(identity.uuid, {})
+        return with_words(self.configuration.domain(identity), words)
 
     def _identity(self, domid: int) -> Identity:
         if domid not in self._identities:
@@ -134,15 +155,42 @@ class Operations:
 
     # Settings.
 
+    @property
+    def configuration(self) -> Configuration:
+        """What holds now."""
+        return self._overrides.configuration
+
     def set(self, domain: str | None, key: str, value: Any) -> None:
         """Raises ConfigurationError, and nothing has changed."""
-        self.use(with_change(self.configuration, domain, key, value))
+        place = Place("engine", key) if domain is None else Place("domain", key, domain.lower())
+        if place in self._overrides.held:
+            raise ConfigurationError(f"{key}: xenstore says {self._overrides.held[place]!r}; change or remove it there")
+        self.use(with_change(self._base, domain, key, value))
         where = "engine" if domain is None else f'domain."{domain}"'
         self._tell(EventKind.SETTINGS, f"set {where} {key} = {value!r}", None)
 
     def use(self, configuration: Configuration) -> None:
-        """Everything by these settings from now on."""
-        self.configuration = configuration
+        """Everything by these settings from now on, as far as nothing holds instead. Raises ConfigurationError if the
+        two don't go together; then nothing has changed."""
+        held = self._overrides.held
+        self._overrides = settle(configuration, held, held)
+        self._base = configuration
+        self._follow_settings()
+
+    def override(self, wanted: Mapping[Place, Any]) -> Mapping[Place, str]:
+        """From now on these values hold instead of the configuration's, as far as they are right, and all former ones
+        do no more. Why not, of the others."""
+        before = self._overrides
+        self._overrides = settle(self._base, before.held, wanted)
+        if self._overrides.held != before.held:
+            self._follow_settings()
+        return self._overrides.refused
+
+    @property
+    def overrides(self) -> Mapping[Place, Any]:
+        return self._overrides.held
+
+    def _follow_settings(self) -> None:
         self._attached.set_options(self._options())
         self._attached.look()
         self.refresh()
