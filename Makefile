@@ -19,13 +19,14 @@ XEN_EXTRA_PACKAGES := libvirt-dev
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 # A hypervisor from source, a dom0 from packages, an emulator for it (tests/xen/README.md).
 XEN_PACKAGES := bc bison dpkg-dev e2fsprogs flex mmdebstrap python3-dev qemu-system-x86 xz-utils
+DEB_PACKAGES := debhelper dh-python dpkg-dev fakeroot lintian mmdebstrap
 XEN_INTEL_PACKAGES := bochs bochsbios grub-common grub-pc-bin mtools vgabios xorriso
 
 NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -name 'meson.build')
 PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed)
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
-.PHONY: help build demo test lint test-native test-python bench fuzz fuzz-socket clean \
+.PHONY: help build demo test lint test-native test-python bench fuzz fuzz-socket clean deb test-deb \
         test-xen test-xen-intel test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
@@ -33,6 +34,7 @@ help:
 	@echo 'make bench  measure against LZ4, zstd, xdelta3 and the memory itself'
 	@echo 'make test-xen-smoke, make test-xen, make test-xen-intel   on a real Xen, in an emulator'
 	@echo 'make xen-shell  a root prompt in its dom0'
+	@echo 'make deb    build the Debian package; make test-deb installs, runs and purges it in a minimal Debian'
 	@echo 'make fuzz   fuzz the decoders (SECONDS=60 each)'
 	@echo 'make fuzz-socket  100,000 lines of nonsense for the status socket'
 
@@ -84,7 +86,7 @@ lint: $(STAMPS)/installed
 	$(BIN)/ruff check daemon tests native
 	$(BIN)/ruff format --check daemon tests native
 	MYPYPATH=daemon $(BIN)/mypy --cache-dir build/mypy
-	MYPYPATH=daemon:tests $(BIN)/mypy --cache-dir build/mypy -p xen.rig
+	MYPYPATH=daemon:tests $(BIN)/mypy --cache-dir build/mypy -p xen.rig -p deb
 	MYPYPATH=daemon:tests/xen/suite $(BIN)/mypy --cache-dir build/mypy $(patsubst tests/xen/suite/%.py,-m %,$(wildcard tests/xen/suite/*.py))
 	$(BIN)/lint-imports
 	clang-format --dry-run -Werror $(C_FILES)
@@ -172,6 +174,25 @@ xen-shell: $(STAMPS)/venv $(STAMPS)/xen-packages
 LINES ?= 100000
 fuzz-socket: build
 	PYTHONPATH=tests $(BIN)/python -m bench.socket_fuzz --lines $(LINES)
+
+# The Debian package, from a copy of the sources; it is built for Debian's own Python. pip fetches what Debian does not have.
+DEB_SOURCES := $(shell find debian systemd -type f) Makefile LICENSE README.md
+$(STAMPS)/deb-packages: $(STAMPS)/packages
+	@$(call install_missing,$(DEB_PACKAGES))
+	@touch $@
+$(STAMPS)/deb: $(NATIVE_SOURCES) $(PYTHON_SOURCES) $(DEB_SOURCES) meson.build meson_options.txt pyproject.toml $(STAMPS)/deb-packages
+	rm -rf build/deb/source build/deb/diffengine_*
+	mkdir -p build/deb/source
+	tar -c --exclude=./build --exclude=./.venv --exclude=./.git --exclude=__pycache__ . | tar -x -C build/deb/source
+	cd build/deb/source && dpkg-buildpackage --build=binary --unsigned-changes --unsigned-buildinfo
+	lintian --fail-on error build/deb/diffengine_*.changes
+	@touch $@
+deb: $(STAMPS)/deb
+	@ls build/deb/*.deb
+
+# Installed, run and purged in a minimal Debian that is made for it; nothing of it may be left.
+test-deb: $(STAMPS)/deb $(STAMPS)/venv
+	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m deb --tree build/deb/tree build/deb/diffengine_*.deb
 
 clean:
 	rm -rf build $(VENV)
