@@ -154,7 +154,7 @@ $(STAMPS)/xen-packages: $(STAMPS)/packages
 	@touch $@
 
 test-xen-smoke: $(STAMPS)/venv $(STAMPS)/xen-packages
-	$(XEN_RIG) --timeout 420 test test_smoke.py
+	$(XEN_RIG) --timeout 1800 test test_smoke.py
 
 test-xen: $(STAMPS)/venv $(STAMPS)/xen-packages
 	$(XEN_RIG) --timeout 2400 test

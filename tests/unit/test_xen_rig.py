@@ -8,10 +8,11 @@ from pathlib import Path
 import lz4.block
 import pytest
 
-from xen.rig import kernels, results
+from xen.rig import kernels, qemu, results
 from xen.rig.cache import KEPT, Cache, digest
 from xen.rig.errors import RigError
 from xen.rig.initramfs import Archive
+from xen.rig.processes import NotStartedError, Start, wait_for
 
 ELF = b"\x7fELF" + bytes(range(256)) * 64
 CASES = '<testsuites><testsuite><testcase classname="suite.test_a" name="one" time="1.5"/>{}</testsuite></testsuites>'
@@ -110,3 +111,42 @@ def test_a_run_without_its_own_word_is_no_success(tmp_path: Path) -> None:
     results.forget(tmp_path)
     with pytest.raises(RigError, match="no verdict"):
         results.read(tmp_path)
+
+
+def shell(script: str, log: Path, start_s: float = 60, whole_s: float = 60) -> int:
+    """A machine that has started when it has written "begun" to the log."""
+    start = Start(lambda: b"begun" in log.read_bytes(), start_s)
+    return wait_for(["sh", "-c", script], log, start, whole_s)
+
+
+def test_a_machine_that_starts_is_waited_for(tmp_path: Path) -> None:
+    assert shell("echo begun; exit 7", tmp_path / "log") == 7
+    with pytest.raises(RigError, match="still running") as found:
+        shell("echo begun; sleep 600", tmp_path / "log", whole_s=0.1)
+    assert not isinstance(found.value, NotStartedError)
+
+
+@pytest.mark.parametrize("script", ["exit 0", "echo beg; sleep 600"])
+def test_a_machine_that_does_not_start_is_another_failure(tmp_path: Path, script: str) -> None:
+    with pytest.raises(NotStartedError):
+        shell(script, tmp_path / "log", start_s=0.1 if "sleep" in script else 60)
+
+
+@pytest.mark.parametrize(("failures", "boots"), [(0, 1), (qemu.BOOTS - 1, qemu.BOOTS), (qemu.BOOTS, qemu.BOOTS)])
+def test_a_boot_that_fails_before_the_script_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, boots: int
+) -> None:
+    """An emulator that dies early: stands for QEMU, with its options."""
+    count, log, fake = tmp_path / "count", tmp_path / "serial.log", tmp_path / "qemu-system-x86_64"
+    fake.write_text(
+        f"#!/bin/sh\necho boot >> {count}\n[ $(wc -l < {count}) -le {failures} ] || echo 'rig: /run begins' > {log}\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    machine = qemu.Machine(tmp_path, tmp_path, tmp_path, (), tmp_path)
+    if failures < qemu.BOOTS:
+        qemu.run_script(machine, "/run", "", log, 60)
+    else:
+        with pytest.raises(NotStartedError):
+            qemu.run_script(machine, "/run", "", log, 60)
+    assert count.read_text().count("boot") == boots

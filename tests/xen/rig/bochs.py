@@ -13,12 +13,14 @@ from pathlib import Path
 from xen.rig.commands import run
 from xen.rig.errors import RigError
 from xen.rig.processes import wait_for
-from xen.rig.qemu import DOM0_OPTIONS, XEN_OPTIONS, Machine
+from xen.rig.qemu import DOM0_OPTIONS, XEN_OPTIONS, Machine, started
 
 # bochs finds a flat disk's size from whole cylinders of 16 heads with 63 sectors.
 CYLINDER_BYTES = 16 * 63 * 512
 # apicv: with it guests crashed once log-dirty was on.
 INTEL_OPTIONS = "apicv=0"
+# 153 s on an idle machine.
+BOOT_S = 1800.0
 CPU_MODEL = "corei7_haswell_4770"
 GRUB = """\
 serial --unit=0 --speed=115200
@@ -68,7 +70,8 @@ def run_script(machine: Machine, script: str, tests: str, log: Path, timeout_s: 
         (scratch / "commands").write_text("c\n")
         words = ["bochs", "-q", "-f", str(configuration), "-rc", str(scratch / "commands")]
         # Its status says nothing: 1 after a regular power-off.
-        wait_for(words, log.with_suffix(".bochs"), timeout_s, held_input=True)
+        start = started(log, script, BOOT_S)
+        wait_for(words, log.with_suffix(".bochs"), start, timeout_s, held_input=True)
         if not results.is_file() or not results.stat().st_size:
             raise RigError(f"dom0 sent no results; its console: {log}")
         _unpack(results, machine.share)

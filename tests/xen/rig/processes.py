@@ -5,15 +5,40 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from xen.rig.errors import RigError
 
+LOOK_S = 1.0
 
-def wait_for(words: list[str], log: Path, timeout_s: float, held_input: bool = False) -> int:
+
+@dataclass(frozen=True)
+class Start:
+    """When the machine counts as started, and how long that may take."""
+
+    done: Callable[[], bool]
+    timeout_s: float
+
+
+class NotStartedError(RigError):
+    """The machine ended, or its time was up, before it had started."""
+
+
+def wait_for(words: list[str], log: Path, start: Start, timeout_s: float, held_input: bool = False) -> int:
     """Its exit status. RigError if it takes longer. held_input: its input stays open, and empty."""
+    begin_s = time.monotonic()
     with _process(words, log, held_input) as process:
+        status = None
+        while status is None and not start.done():
+            if time.monotonic() - begin_s > start.timeout_s:
+                raise NotStartedError(f"dom0 had not started after {start.timeout_s:.0f} s; see beside {log}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(LOOK_S)
+        if status is not None and not start.done():
+            raise NotStartedError(f"the machine ended before dom0 had started; see beside {log}")
         try:
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 KERNEL = Path("/opt/rig/guest-kernel")
 INITRD = Path("/opt/rig/guest-initrd")
-READY_S = 60.0
-ANSWER_S = 120.0
+# Generous: a machine that is busy with other things makes the emulator many times slower.
+READY_S = 240.0
+ANSWER_S = 600.0
 # The emulator lets a guest die of a triple fault in its first second now and then, with the hypervisor's own registers
 # in the dump. Such a start is tried again; a guest that has said that it is ready is never replaced.
 STARTS = 4
@@ -75,8 +76,8 @@ class Guest:
         config = Path(f"/tmp/{name}.cfg")
         config.write_text(CONFIG.format(name=name, kernel=KERNEL, initrd=INITRD, memory_mib=memory_mib))
         for attempt in range(1, STARTS + 1):
-            xl("create", str(config))
             with suppress(GuestError):
+                xl("create", str(config))
                 domid = int(xl("domid", name))
                 guest = cls(name, domid, _open_console(domid))
                 guest._wait("= ready", READY_S)

@@ -21,7 +21,7 @@ PROGRAM = Path(diffengine.__file__).parent / "bin/diffengine-pager"
 STATE = Path("/run/diffengine-test")
 LOG = Path("pager.log")
 SWAP_MIB = 64
-READY_S = 30.0
+READY_S = 120.0
 # Emulation makes everything some 20 times slower than it is; the limits that protect guests would only make it longer.
 OPTIONS = EngineOptions(seed=1, cpu_share=1.0, visit_interval_s=1.0, c4_visits=1, fault_limit=1e5, refault_limit=10**9)
 

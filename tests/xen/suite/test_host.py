@@ -22,7 +22,7 @@ from diffengine.native import Digester
 
 DIFFENGINE = [sys.executable, "-m", "diffengine"]
 PAGES = 1300  # more than two of the kernel's blocks
-OUT_S = 150.0
+OUT_S = 600.0
 OUT_PAGES = 300
 # Whatever was seen once goes out: here it matters that pages are out, not which.
 AT_ONCE = replace(OPTIONS, policy=Policy("compress at once", dict.fromkeys(State, (Technique.COMPRESS,))), dense=False)

@@ -18,7 +18,7 @@ from diffengine.hypervisor.xen import XenHost
 PAGES = 6000
 # What is wanted of each in a whole run, by one guest.
 WANTED = 5100
-TIMEOUT_S = 300.0
+TIMEOUT_S = 600.0
 FAST = replace(OPTIONS, dense=False)
 
 
