@@ -3,6 +3,7 @@
  * The only process of a test guest: it does what its console says (README.md lists the commands) and answers
  * with one line, "= ok NAME=VALUE ..." or "= error WHY".
  */
+#include "devices.h"
 #include "load.h"
 #include "regions.h"
 
@@ -158,6 +159,42 @@ static int command_free(char **words, int count)
     return error;
 }
 
+static int command_modules(char **words, int count)
+{
+    (void)words, (void)count;
+    int error = load_modules();
+    if (!error)
+        puts("= ok");
+    return error;
+}
+
+/* disk write REGION PATH, disk read REGION PATH INTO: INTO gets what is on the disk, compared with REGION. */
+static int command_disk(char **words, int count)
+{
+    struct access_counts counts = {0};
+    int error;
+    if (strcmp(words[1], "write") == 0)
+        error = disk_write(words[3], atoi(words[2]), &counts);
+    else if (strcmp(words[1], "read") == 0 && count > 4)
+        error = disk_read(words[3], atoi(words[2]), atoi(words[4]), &counts);
+    else
+        return -EINVAL;
+    if (!error)
+        answer_counts(&counts);
+    return error;
+}
+
+/* net OWN PEER REGION INTO: REGION's pages to the peer, which sends them back, into INTO. */
+static int command_net(char **words, int count)
+{
+    (void)count;
+    struct access_counts counts = {0};
+    int error = net_echo(words[1], words[2], atoi(words[3]), atoi(words[4]), &counts);
+    if (!error)
+        answer_counts(&counts);
+    return error;
+}
+
 static int command_ping(char **words, int count)
 {
     (void)words, (void)count;
@@ -178,10 +215,11 @@ static const struct command {
     int least_words;
     int (*run)(char **words, int count);
 } COMMANDS[] = {
-    {"fill", 4, command_fill},         {"check", 2, command_check}, {"change", 2, command_change},
-    {"gfns", 2, command_gfns},         {"load", 5, command_load},   {"counts", 1, command_counts},
-    {"stop", 1, command_stop},         {"free", 2, command_free},   {"ping", 1, command_ping},
-    {"poweroff", 1, command_poweroff},
+    {"fill", 4, command_fill},         {"check", 2, command_check},     {"change", 2, command_change},
+    {"gfns", 2, command_gfns},         {"load", 5, command_load},       {"counts", 1, command_counts},
+    {"stop", 1, command_stop},         {"free", 2, command_free},       {"ping", 1, command_ping},
+    {"poweroff", 1, command_poweroff}, {"modules", 1, command_modules}, {"disk", 4, command_disk},
+    {"net", 5, command_net},
 };
 
 static void run_line(char *line)

@@ -17,7 +17,7 @@ def machine_of(cpu: str, share: Path, memory_mib: int, dom0_mib: int) -> qemu.Ma
     cache = Cache(user_cache())
     xen = hypervisor.build(cache) / f"xen-{cpu}"
     system = dom0.build(cache)
-    installed = project.build(cache, system, guest.build(cache))
+    installed = project.build(cache, system, guest.build(cache, system))
     return qemu.Machine(
         xen=xen,
         kernel=system.folder / "kernel",
@@ -50,7 +50,9 @@ def run_suite(machine: qemu.Machine, cpu: str, tests: list[str], timeout_s: floa
     run_script = EMULATORS[cpu]
     run_script(machine, "/opt/rig/suite/run", ":".join(tests), share / "serial.log", timeout_s)
     passed = results.print_table(results.read(share))
+    results.print_files(share)
     print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s; logs in {share}")
+    print(f"rig: {results.PASSED if passed else 'FAILED'}")
     return passed
 
 

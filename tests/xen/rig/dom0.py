@@ -95,7 +95,7 @@ def _configure(tree: Path) -> None:
 
 def _initramfs(tree: Path, release: str) -> bytes:
     folder = tree / "lib/modules" / release
-    modules = _load_order(folder)
+    modules = kernels.load_order(folder, BOOT_MODULES)
     archive = Archive()
     for name in ("bin", "dev", "lib", "proc", "root", "sys"):
         archive.folder(name)
@@ -105,16 +105,6 @@ def _initramfs(tree: Path, release: str) -> bytes:
         archive.file(f"lib/{module.name}", module.read_bytes())
     archive.program("init", INIT.format(modules=" ".join(module.name for module in modules)).encode())
     return archive.content()
-
-
-def _load_order(folder: Path) -> list[Path]:
-    """The modules and what they need, each after those."""
-    needs: dict[str, list[str]] = {}
-    for line in (folder / "modules.dep").read_text().splitlines():
-        path, _, others = line.partition(":")
-        needs[Path(path).stem.replace("-", "_")] = [*reversed(others.split()), path]
-    order = dict.fromkeys(path for name in BOOT_MODULES for path in needs[name])
-    return [folder / path for path in order]
 
 
 def make_disk(tree: Path, disk: Path, label: str, size_mib: int) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's kernels as Xen boots them: the ELF file that is packed inside a bzImage."""
+"""Debian's kernels as Xen boots them: the ELF file that is packed inside a bzImage; and their modules."""
 
 import lzma
 import struct
+from pathlib import Path
 
 import lz4.block
 
@@ -33,6 +34,16 @@ def unpack(image: bytes) -> bytes:
     if len(elf) != int.from_bytes(size, "little") or not elf.startswith(b"\x7fELF"):
         raise RigError("a kernel image did not unpack to what its header says")
     return elf
+
+
+def load_order(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """These modules of the kernel with that folder in /lib/modules, and what they need, each after those."""
+    needs: dict[str, list[str]] = {}
+    for line in (folder / "modules.dep").read_text().splitlines():
+        path, _, others = line.partition(":")
+        needs[Path(path).stem.replace("-", "_")] = [*reversed(others.split()), path]
+    order = dict.fromkeys(path for name in names for path in needs[name])
+    return [folder / path for path in order]
 
 
 def _unpack_lz4(blocks: bytes) -> bytes:

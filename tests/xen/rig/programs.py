@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[3]
 SUITE = ROOT / "tests/xen/suite"
 BUILD = ROOT / "build/xen-programs"
 NAMES = ("xen-operations", "xen-takeover")
+PRELOADED = "count_hypercalls"
+FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 
 
 def build(cache: Cache) -> Path:
@@ -27,3 +29,4 @@ def _build(folder: Path) -> None:
     run(tools / "ninja", "-C", BUILD, *(f"native/{name}" for name in NAMES), path=str(tools))
     for name in NAMES:
         shutil.copy(BUILD / "native" / name, folder / name)
+    run("cc", *FLAGS, "-o", folder / f"{PRELOADED}.so", SUITE / f"{PRELOADED}.c")

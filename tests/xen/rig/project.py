@@ -65,6 +65,9 @@ def _build(folder: Path, dom0: Dom0, built: tuple[Path, Path], wheels: tuple[Pat
     rig = tree / "opt/rig"
     shutil.copytree(SUITE, rig / "suite", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(dom0.folder / "guest-kernel", rig / "guest-kernel")
+    # HVM guests' firmware wants it packed.
+    (packed,) = (dom0.tree / "boot").glob("vmlinuz-*-cloud-*")
+    shutil.copy(packed, rig / "guest-bzimage")
     guest, own = built
     shutil.copy(guest / "initrd", rig / "guest-initrd")
     for program in own.iterdir():

@@ -9,6 +9,8 @@ from xen.rig.errors import RigError
 
 VERDICT = "verdict"
 RESULTS = "results.xml"
+# What the suite sums up and measures, for people.
+FILES = ("totals.json", "figures.json")
 PASSED = "PASSED"
 
 
@@ -22,7 +24,7 @@ class Outcome:
 
 def forget(share: Path) -> None:
     """So that an earlier run's word is not taken for this one's."""
-    for name in (VERDICT, RESULTS):
+    for name in (VERDICT, RESULTS, *FILES):
         (share / name).unlink(missing_ok=True)
 
 
@@ -58,3 +60,9 @@ def print_table(tests: list[Outcome]) -> bool:
     passed = sum(test.passed for test in tests)
     print(f"{passed} passed, {len(tests) - passed} failed")
     return bool(tests) and passed == len(tests)
+
+
+def print_files(share: Path) -> None:
+    for name in FILES:
+        if (share / name).is_file():
+            print(f"{name}: {(share / name).read_text().strip()}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from guests import Guest, two_guests
+from scale import SMALLER
 from stack import PagerProcess, pager_process
 
 from diffengine.hypervisor.xen import XenHost
@@ -27,3 +28,10 @@ def pager(guests: tuple[Guest, Guest]) -> Iterator[PagerProcess]:
     """Ends before the guests do; a guest that still has pages out is destroyed, not resumed."""
     with pager_process() as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def wanted() -> dict[str, int]:
+    """What guests must have read back right in a whole run, after eviction, by how it was kept; and copies on write."""
+    forms = dict.fromkeys(("patched", "lz4", "zstd", "dense", "swapped", "shared object"), 5000 // SMALLER)
+    return {"out": 50_000 // SMALLER, **forms, "cow breaks": 1000 if SMALLER > 1 else 5000}

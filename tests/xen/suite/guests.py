@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""PVH guests that run tests/xen/guest: started with xl, spoken to over their console."""
+"""PVH and HVM guests that run tests/xen/guest: started with xl, spoken to over their console."""
 
 import os
 import select
@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-KERNEL = Path("/opt/rig/guest-kernel")
+KERNELS = {"pvh": Path("/opt/rig/guest-kernel"), "hvm": Path("/opt/rig/guest-bzimage")}
 INITRD = Path("/opt/rig/guest-initrd")
 # Generous: a machine that is busy with other things makes the emulator many times slower.
 READY_S = 240.0
@@ -26,10 +26,10 @@ ANSWER_S = 600.0
 STARTS = 4
 CONFIG = """\
 name="{name}"
-type="pvh"
+type="{type}"
 kernel="{kernel}"
 ramdisk="{initrd}"
-cmdline="console=hvc0 quiet mitigations=off nokaslr"
+cmdline="console=hvc0 quiet mitigations=off nokaslr xen_emul_unplug=never"
 memory={memory_mib}
 maxmem={memory_mib}
 vcpus=1
@@ -37,6 +37,12 @@ hap=1
 tsc_mode="native"
 on_crash="destroy"
 on_reboot="destroy"
+"""
+# The disk that QEMU emulates stays, so that QEMU touches the guest's memory.
+HVM_CONFIG = """\
+nographic=1
+vga="none"
+serial="pty"
 """
 
 
@@ -72,9 +78,11 @@ class Guest:
         self._received = b""
 
     @classmethod
-    def start(cls, name: str, memory_mib: int = 128) -> Self:
+    def start(cls, name: str, memory_mib: int = 128, kind: str = "pvh", more: str = "") -> Self:
+        """more: further lines of its configuration."""
         config = Path(f"/tmp/{name}.cfg")
-        config.write_text(CONFIG.format(name=name, kernel=KERNEL, initrd=INITRD, memory_mib=memory_mib))
+        text = CONFIG.format(name=name, type=kind, kernel=KERNELS[kind], initrd=INITRD, memory_mib=memory_mib)
+        config.write_text(text + (HVM_CONFIG if kind == "hvm" else "") + more)
         for attempt in range(1, STARTS + 1):
             with suppress(GuestError):
                 xl("create", str(config))
@@ -87,11 +95,24 @@ class Guest:
                 xl("destroy", name)
         raise GuestError(f"{name} did not start in {STARTS} tries")
 
+    @classmethod
+    def restore(cls, name: str, file: Path) -> Self:
+        """A guest that was saved; its regions are as they were."""
+        xl("restore", str(file))
+        domid = int(xl("domid", name))
+        return cls(name, domid, _open_console(domid))
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.destroy()
+
+    def save(self, file: Path) -> None:
+        """With xl; this domain is gone then."""
+        with suppress(OSError):
+            os.close(self._console)
+        xl("save", self.name, str(file))
 
     def destroy(self) -> None:
         with suppress(OSError):
@@ -119,6 +140,21 @@ class Guest:
 
     def stop_load(self) -> Accesses:
         return self._accesses("stop")
+
+    def load_modules(self) -> None:
+        """Drivers of disks and network interfaces."""
+        self._ask("modules")
+
+    def write_disk(self, region: int, device: str) -> Accesses:
+        return self._accesses(f"disk write {region} {device}")
+
+    def read_disk(self, region: int, device: str, into: int) -> Accesses:
+        """What `region` wrote there, into another one, whose own content is lost."""
+        return self._accesses(f"disk read {region} {device} {into}")
+
+    def echo(self, own: str, peer: str, region: int, into: int) -> Accesses:
+        """`region` over the network to who sends it back, into another one."""
+        return self._accesses(f"net {own} {peer} {region} {into}")
 
     def free(self, region: int) -> None:
         self._ask(f"free {region}")

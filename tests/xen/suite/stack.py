@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,17 +29,20 @@ OPTIONS = EngineOptions(seed=1, cpu_share=1.0, visit_interval_s=1.0, c4_visits=1
 class PagerProcess:
     """diffengine-pager --xen. It may be killed and started again; what is out stays out."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
         shutil.rmtree(STATE, ignore_errors=True)
         STATE.mkdir(mode=0o700)
         self._options = options
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self.start()
 
     def start(self) -> None:
         with LOG.open("a") as log:
             words = [str(PROGRAM), "--state", str(STATE), "--xen", "--parent", str(os.getpid()), *self._options]
-            self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
+            self._process = subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=log, text=True, env=self._environment
+            )
         assert self._process.stdout
         line = self._process.stdout.readline()
         assert line.strip() == "ready", f"the pager did not start: {LOG.read_text()}"
@@ -60,8 +63,8 @@ class PagerProcess:
 
 
 @contextmanager
-def pager_process(*options: str) -> Iterator[PagerProcess]:
-    process = PagerProcess(*options)
+def pager_process(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[PagerProcess]:
+    process = PagerProcess(*options, environment=environment)
     try:
         yield process
     finally:

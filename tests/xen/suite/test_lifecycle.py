@@ -12,10 +12,12 @@ from pathlib import Path
 from guests import Guest
 from stack import STATE, PagerProcess, engine, run_until
 
+from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.xen import XenHost
 
 REGIONS = (("identical", 1500, 0), ("similar", 2000, 95), ("words", 1500, 0))
 FREED = 3000
+SAVED = Path("/tmp/saved")
 TIMEOUT_S = 600.0
 CONFIGURATION = Path("/tmp/diffengine.toml")
 # Limits that protect guests are off: emulation makes everything many times slower than it is.
@@ -97,3 +99,39 @@ def test_guest_destroyed_in_the_middle_of_a_pass(
             attached.step()
     assert third.domid not in {found.domid for found in host.connection.domains()}, "a reference keeps it a zombie"
     assert host.memory().free >= before_third - 64
+
+
+def test_saved_and_restored_after_a_release(pager: PagerProcess, host: XenHost) -> None:
+    """Everything is back when xl saves it; what is restored is a new domain, and is worked on like any other."""
+    third = Guest.start("guest3")
+    regions = fill(third)
+    with engine(host) as (attached, client):
+        assert run_until(attached, lambda: saved_of(host, third) >= FREED, TIMEOUT_S)
+    release = [sys.executable, "-m", "diffengine", "release", third.name, "--state", str(STATE)]
+    subprocess.run(release, check=True)
+    assert client_pages_out(third) == 0
+    third.save(SAVED)
+    with Guest.restore(third.name, SAVED) as restored:
+        SAVED.unlink()
+        assert restored.domid != third.domid
+        assert all_right(restored, regions)
+        with engine(host) as (attached, client):
+            assert run_until(attached, lambda: saved_of(host, restored) >= FREED, TIMEOUT_S)
+            assert all_right(restored, regions)
+            assert not any(restored.change(region).wrong_bytes for region in regions)
+            assert client.counters().corrupt == 0
+        assert all_right(restored, regions)
+
+
+def saved_of(host: XenHost, guest: Guest) -> int:
+    """Its pages that are out, or share a frame."""
+    (found,) = (domain for domain in host.connection.domains() if domain.domid == guest.domid)
+    return found.paged + found.shared
+
+
+def client_pages_out(guest: Guest) -> int:
+    client = PagerClient(STATE)
+    try:
+        return client.pages_out(guest.domid)
+    finally:
+        client.close()

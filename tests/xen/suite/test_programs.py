@@ -3,17 +3,26 @@
 
 import subprocess
 
+import pytest
 from guests import Guest
 from stack import PROGRAM
 
 KILLS = 50
+MIB = 128
 
 
 def test_every_operation_keeps_its_contract() -> None:
-    with Guest.start("guest1") as guest:
+    with Guest.start("guest1", MIB) as guest:
         region = guest.fill("random", 4000, 3)
-        run("/opt/rig/xen-operations", str(guest.domid))
+        run("/opt/rig/xen-operations", str(guest.domid), str(MIB))
         assert guest.check(region).wrong_bytes == 0
+
+
+@pytest.mark.parametrize("how", ["hidden", "destroyed"])
+def test_operations_that_cost_the_guest_its_life(how: str) -> None:
+    with Guest.start("guest1", MIB) as guest:
+        guest.fill("random", 4000, 3)
+        run("/opt/rig/xen-operations", str(guest.domid), str(MIB), how)
 
 
 def test_pager_killed_at_random_under_load(guests: tuple[Guest, Guest]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from forms import count_out, read_back
 from guests import Guest
+from scale import SMALLER
 from stack import OPTIONS, SWAP_MIB, PagerProcess, engine, pager_process, run_until
 
 from diffengine.engine import EngineOptions
@@ -15,9 +16,9 @@ from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.protocol import Capabilities, Outcome, PageState
 from diffengine.hypervisor.xen import XenHost
 
-PAGES = 6000
+PAGES = 6000 // SMALLER
 # What is wanted of each in a whole run, by one guest.
-WANTED = 5100
+WANTED = 5100 // SMALLER
 TIMEOUT_S = 600.0
 FAST = replace(OPTIONS, dense=False)
 

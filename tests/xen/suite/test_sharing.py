@@ -6,13 +6,14 @@ from collections.abc import Callable
 import numpy as np
 from forms import add_cow_breaks
 from guests import Guest
+from scale import INTEL
 from stack import STATE, PagerProcess
 
 from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.protocol import Gfns, Outcome, Results
 from diffengine.hypervisor.xen import XenHost
 
-PAGES = 5200
+PAGES = 1100 if INTEL else 5200
 # Xen's metadata of a shared page and its two gfns: Xen's heap is given out in whole pages.
 METADATA_FRAMES = PAGES // 16
 
