@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cffi import FFI
 
-from diffengine.hypervisor.xen.connection import Connection, refusal_to_open
+from diffengine.hypervisor.xen.connection import CPU_RECORD, CPU_RECORD_BYTES, CR0, Connection, refusal_to_open
 from diffengine.hypervisor.xen.libraries import (
     COMMON,
     SUPPORTED,
@@ -66,6 +66,18 @@ def test_our_functions_have_the_types_of_xens_headers(tmp_path: Path) -> None:
     declarations = declarations.replace("struct xc_shadow_op_stats", "xc_shadow_op_stats_t")
     source = tmp_path / "types.c"
     source.write_text(f"#define __XEN_TOOLS__ 1\n#include <xenctrl.h>\n{declarations}\n")
+    subprocess.run(["cc", "-fsyntax-only", "-Werror", source], check=True)
+
+
+def test_cr0_is_where_xen_saves_it(tmp_path: Path) -> None:
+    source = tmp_path / "cr0.c"
+    source.write_text(
+        "#define __XEN_TOOLS__ 1\n#include <stddef.h>\n#include <stdint.h>\n#include <xen/xen.h>\n"
+        "#include <xen/hvm/save.h>\n"
+        f'_Static_assert(offsetof(struct hvm_hw_cpu, cr0) == {CR0}, "");\n'
+        f'_Static_assert(HVM_SAVE_CODE(CPU) == {CPU_RECORD}, "");\n'
+        f'_Static_assert(sizeof(struct hvm_hw_cpu) <= {CPU_RECORD_BYTES}, "");\n'
+    )
     subprocess.run(["cc", "-fsyntax-only", "-Werror", source], check=True)
 
 

@@ -11,15 +11,18 @@ from diffengine.hypervisor.pager_control import PagerControl, no_room
 from diffengine.hypervisor.xen.connection import Connection
 from diffengine.hypervisor.xen.domain_names import find_domain
 from diffengine.hypervisor.xen.libraries import running_version
+from diffengine.service.client import Client, NoDaemonError
+from diffengine.service.configuration import SOCKET
+from diffengine.service.host import STATE
+from diffengine.service.release import release, take_back
 
-STATE = Path("/run/diffengine/pager")
-PATIENCE_S = 120.0
 LARGEST_DOMID = 0x7FEF
 
 DESCRIPTION = """\
 Brings all pages of a domain back and lets go of it, so that it can be saved, migrated or suspended.
 The pager does not take it again, while it lives, until --undo. Refuses, and says what is missing, if
-there is not memory enough; then the domain goes on as before."""
+there is not memory enough; then the domain goes on as before. Done by the daemon, where one runs,
+else by the pager."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -31,24 +34,41 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("domain", metavar="DOMAIN", help="its number; on Xen also its name or UUID")
-    parser.add_argument("--state", type=Path, metavar="DIR", default=STATE, help=f"of the pager ({STATE})")
+    parser.add_argument("--socket", type=Path, metavar="PATH", default=SOCKET, help=f"the daemon's ({SOCKET})")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help=f"of a pager to ask instead of the daemon ({STATE}, if there is none)"
+    )
     parser.add_argument("--undo", action="store_true", help="let the pager take it again")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    on_xen = running_version() is not None
-    domid = _domid(arguments.domain, on_xen)
-    with PagerControl(arguments.state) as pager:
-        if arguments.undo:
-            pager.take_back(domid)
-            output().print(f"Domain {domid} may be worked on again")
-            return 0
-        pages = pager.pages_out(domid)
-        if on_xen:
-            _refuse_without_room(domid, pages)
-        pager.release(domid, PATIENCE_S)
-    output().print(f"Domain {domid} is released; {pages:,} pages came back")
+    domid, pages = _by_pager(arguments) if arguments.state else _by_daemon(arguments)
+    if arguments.undo:
+        output().print(f"Domain {domid} may be worked on again")
+    else:
+        output().print(f"Domain {domid} is released; {pages:,} pages came back")
     return 0
+
+
+def _by_daemon(arguments: argparse.Namespace) -> tuple[int, int]:
+    try:
+        with Client(arguments.socket) as client:
+            done = client.call("release", domain=arguments.domain, undo=arguments.undo)
+    except NoDaemonError:
+        return _by_pager(arguments)
+    return int(done["domid"]), int(done["pages"])
+
+
+def _by_pager(arguments: argparse.Namespace) -> tuple[int, int]:
+    """As the daemon does it, where there is none: nobody has the domain's log of written pages then."""
+    on_xen = running_version() is not None
+    domid, state = _domid(arguments.domain, on_xen), arguments.state or STATE
+    if arguments.undo:
+        take_back(state, domid)
+        return domid, 0
+    if on_xen:
+        _refuse_without_room(domid, state)
+    return domid, release(state, domid)
 
 
 def _domid(text: str, on_xen: bool) -> int:
@@ -60,8 +80,10 @@ def _domid(text: str, on_xen: bool) -> int:
         return find_domain(connection, text)
 
 
-def _refuse_without_room(domid: int, pages: int) -> None:
+def _refuse_without_room(domid: int, state: Path) -> None:
     """Before anything is moved: with part of it back, the domain is no nearer to its save and the host is full."""
+    with PagerControl(state) as pager:
+        pages = pager.pages_out(domid)
     with Connection() as connection:
         memory = connection.physical_memory()
         claimed_by_it = sum(domain.outstanding_pages for domain in connection.domains() if domain.domid == domid)

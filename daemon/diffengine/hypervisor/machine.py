@@ -80,10 +80,15 @@ class EmbeddedHost:
         """struct de_hypervisor of this machine, or connection."""
         return self._call("hypervisor")
 
-    def create_domain(self, pages: Addresses) -> int:
-        """A domain whose gfns 0 .. n - 1 hold copies of n pages. Its domid."""
+    def create_domain(self, pages: Addresses, uuid: str | None = None) -> int:
+        """A domain whose gfns 0 .. n - 1 hold copies of n pages. Its domid. uuid: of one that comes again."""
         null, domid = self.binding.ffi.NULL, self.binding.ffi.new("uint16_t *")
-        check_errno(self._call("domain_create", len(pages), domid), "creating a domain")
+        if uuid is None:
+            created = self._call("domain_create", len(pages), domid)
+        else:
+            c_uuid = self.binding.ffi.new("struct de_uuid *", [list(UUID(uuid).bytes)])
+            created = self._call("domain_create_as", len(pages), c_uuid, domid)
+        check_errno(created, "creating a domain")
         populated = self._call("populate", domid[0], null, as_addresses(pages), len(pages), null)
         if check_errno(populated, "populating a domain") != len(pages):
             self._call("domain_destroy", domid[0])

@@ -13,7 +13,7 @@ finds its place again from `domains` and `states`. Errors of single pages are va
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,6 +90,15 @@ class Capabilities:
     most_sharers: int
 
 
+class Life(Enum):
+    """How far a domain is. STARTING: none of its vCPUs has turned paging on yet: firmware, a boot loader. STOPPED: it
+    has shut down, or is suspended, to be saved maybe."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
 @dataclass(frozen=True)
 class DomainInfo:
     """A domain that may be worked on. gfns: the size of its physical address space, in pages.
@@ -100,6 +109,7 @@ class DomainInfo:
     domid: int
     gfns: int
     device_model: bool = False
+    life: Life = Life.RUNNING
 
 
 @dataclass(frozen=True)

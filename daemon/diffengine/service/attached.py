@@ -21,10 +21,12 @@ LOOK_INTERVAL_S = 1.0
 
 @dataclass(frozen=True)
 class DomainTerms:
-    """On what terms a domain is worked on. trust_group: whom it may share and patch with."""
+    """On what terms a domain is worked on. trust_group: whom it may share and patch with. log_dirty: what it writes is
+    known from the host's log."""
 
     trust_group: str
     min_resident_pages: int = 0
+    log_dirty: bool = False
 
 
 def own_group(domid: int) -> str:
@@ -42,6 +44,8 @@ class Cause(StrEnum):
 
     NOT_ENABLED = "not_enabled"
     PAUSED = "paused"
+    STARTING = "starting"
+    STOPPED = "stopped"
     REFUSED = "refused"  # by the pager or the hypervisor
 
 
@@ -131,7 +135,7 @@ class AttachedEngine:
                 # Released by an operator: it comes back when that is undone.
                 self._leave(domain.domid)
                 before = None
-            elif before.trust_group == wanted.trust_group:
+            elif (before.trust_group, before.log_dirty) == (wanted.trust_group, wanted.log_dirty):
                 self.engine.set_min_resident(domain.domid, wanted.min_resident_pages)
                 return wanted
         return self._take_in(domain, wanted, before)
@@ -148,8 +152,11 @@ class AttachedEngine:
             return LeftAlone(Cause.REFUSED, one_line(str(error)))
         if isinstance(before, DomainTerms):
             self.engine.remove_domain(domain.domid)
-        self.engine.add_domain(domain.domid, domain.gfns, terms.trust_group, terms.min_resident_pages)
+        self._add(domain, terms)
         return terms
+
+    def _add(self, domain: DomainInfo, terms: DomainTerms) -> None:
+        self.engine.add_domain(domain.domid, domain.gfns, terms.trust_group, terms.min_resident_pages, terms.log_dirty)
 
     def _leave(self, domid: int) -> None:
         if isinstance(self._standings.get(domid), DomainTerms):
@@ -164,8 +171,7 @@ class AttachedEngine:
         self.engine = Engine(self._host, self._pager, options)
         for domid, terms in self._standings.items():
             if isinstance(terms, DomainTerms):
-                gfns = self._domains[domid].gfns
-                self.engine.add_domain(domid, gfns, terms.trust_group, terms.min_resident_pages)
+                self._add(self._domains[domid], terms)
 
     def close(self) -> None:
         """Gives up what the engine holds of the store. What was saved stays saved."""

@@ -19,6 +19,10 @@ class DaemonError(DiffengineError):
     """The daemon is not there, or refuses; what it said."""
 
 
+class NoDaemonError(DaemonError):
+    """Nobody serves the socket."""
+
+
 class Client:
     """One connection; close it."""
 
@@ -33,7 +37,7 @@ class Client:
             raise DaemonError(f"{path}: not for this user; become a member of its group, or root") from error
         except OSError as error:
             self._socket.close()
-            raise DaemonError(
+            raise NoDaemonError(
                 f"{path}: no daemon answers there ({error.strerror}); start `diffengine daemon`, or name its socket "
                 "with --socket"
             ) from error

@@ -18,6 +18,7 @@ SOCKET = Path("/run/diffengine/status.sock")
 DESCRIBED_IN = "docs/service.md"
 # Whoever may change settings may not make them grow without end.
 MOST_DOMAINS = 1024
+MOST_GRACE_S = 86_400
 Values = dict[str, Any]
 
 
@@ -39,12 +40,14 @@ class Identity:
 @dataclass(frozen=True)
 class DomainSettings:
     """trust_group: whom it may share and patch with; None: nobody, zero pages excepted. log_dirty: what it writes is
-    known from the hypervisor's log, which a save or migration needs for itself."""
+    known from the hypervisor's log, which a save or migration needs for itself. grace_s: left alone for so long after
+    its OS began to run."""
 
     enabled: bool
     trust_group: str | None
     min_resident_mib: float
     log_dirty: bool = False
+    grace_s: float = 30.0
 
 
 NOTHING_SAID = DomainSettings(enabled=False, trust_group=None, min_resident_mib=0.0)
@@ -52,7 +55,8 @@ NOTHING_SAID = DomainSettings(enabled=False, trust_group=None, min_resident_mib=
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that can be set. others: domains without a table. domains: by UUID (lower case) or name.
+    """Everything that can be set. others: domains without a table. domains: by UUID (lower case) or name. libvirt_uri:
+    None: Xen's, where libvirt serves it.
 
     values: what it was read from.
     """
@@ -62,6 +66,7 @@ class Configuration:
     domains: Mapping[str, DomainSettings]
     socket_path: Path
     socket_group: str
+    libvirt_uri: str | None
     values: Values = field(compare=False, repr=False)
 
     def domain(self, identity: Identity) -> DomainSettings:
@@ -111,7 +116,7 @@ def _configuration(top: CheckedTable, seed: int) -> Configuration:
     policies = read_policies(top.table("policies"))
     others = top.table("domains")
     default = _domain(others, NOTHING_SAID, named=False)
-    socket = top.table("socket")
+    socket, libvirt = top.table("socket"), top.table("libvirt")
     path = socket.text("path", str(SOCKET)) or str(SOCKET)
     if not path.startswith("/"):
         socket.refuse("path", "a path that begins with /")
@@ -121,9 +126,11 @@ def _configuration(top: CheckedTable, seed: int) -> Configuration:
         domains=_domains(top.table("domain"), default),
         socket_path=Path(path),
         socket_group=socket.text("group", "diffengine") or "diffengine",
+        libvirt_uri=libvirt.text("uri"),
         values=top.values,
     )
     socket.finish()
+    libvirt.finish()
     top.finish()
     return result
 
@@ -150,6 +157,7 @@ def _domain(table: CheckedTable, default: DomainSettings, named: bool) -> Domain
         trust_group=table.text("trust_group") if named else None,
         min_resident_mib=table.number("min_resident_mib", default.min_resident_mib, 0, MOST_MIB, " MiB"),
         log_dirty=table.flag("log_dirty", default.log_dirty),
+        grace_s=table.number("grace_s", default.grace_s, 0, MOST_GRACE_S, " seconds"),
     )
     table.finish()
     return settings

@@ -16,6 +16,7 @@ from diffengine.service.configuration import Configuration, configuration, read_
 from diffengine.service.events import EventKind, Events
 from diffengine.service.free_requests import FreeRequest
 from diffengine.service.host import Connected, HostChoice, connect
+from diffengine.service.libvirt_link import LibvirtLink
 from diffengine.service.methods import Methods
 from diffengine.service.operations import Operations
 from diffengine.service.server import Server
@@ -50,12 +51,12 @@ def run_daemon(choice: HostChoice, settings: Settings) -> None:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with connect(choice) as connected:
-        asyncio.run(_Daemon(connected, settings, choice.find_xenstore()).run())
+        asyncio.run(_Daemon(connected, settings, choice).run())
 
 
 class _Daemon:
-    def __init__(self, connected: Connected, settings: Settings, xenstore: Path | None) -> None:
-        self._xenstore = xenstore
+    def __init__(self, connected: Connected, settings: Settings, choice: HostChoice) -> None:
+        self._choice = choice
         self._connected = connected
         self._settings = settings
         self._events = Events()
@@ -75,10 +76,12 @@ class _Daemon:
         methods = Methods(self._worker, self._events, self._connected)
         server = Server(start.socket_path, start.socket_group, methods.call, self._events)
         server.start(listening)
-        link: XenstoreLink | None = None
+        links: list[XenstoreLink | LibvirtLink] = []
         try:
             self._worker.start()
-            link = self._link_xenstore(methods)
+            links = self._links(methods)
+            for link in links:
+                link.start()
             told.ready()
             LOG.info("at work on %d domains", operations.snapshot.status.domains_worked_on)
             await self._ended.wait()
@@ -87,15 +90,14 @@ class _Daemon:
         finally:
             told.ending()
             await server.close()
-            if link:
+            for link in links:
                 await asyncio.to_thread(link.stop)
             self._worker.stop()
         if self._failure:
             raise self._failure
 
-    def _link_xenstore(self, methods: Methods) -> XenstoreLink | None:
-        if self._xenstore is None:
-            return None
+    def _links(self, methods: Methods) -> list[XenstoreLink | LibvirtLink]:
+        """To what else there is on this host, not started."""
 
         def free(request: FreeRequest) -> "Future[dict[str, Any]]":
             return asyncio.run_coroutine_threadsafe(methods.free(request), self._loop)
@@ -103,9 +105,12 @@ class _Daemon:
         def tell(kind: EventKind, text: str) -> None:
             self._tell(kind, text, None, "", "")
 
-        link = XenstoreLink(self._xenstore, self._worker, free, tell)
-        link.start()
-        return link
+        links: list[XenstoreLink | LibvirtLink] = []
+        if path := self._choice.find_xenstore():
+            links.append(XenstoreLink(path, self._worker, free, tell))
+        if uri := self._settings.configuration.libvirt_uri or self._choice.find_libvirt():
+            links.append(LibvirtLink(uri, self._worker, tell))
+        return links
 
     def _end(self, failure: BaseException | None) -> None:
         self._failure = failure

@@ -17,6 +17,9 @@ from diffengine.service.configuration import Identity
 
 # Of the pager alone, mode 0700; the status socket is beside it.
 STATE = Path("/run/diffengine/pager")
+LIBVIRT_URI = "xen:///system"
+# libvirtd's socket, or that of its daemon for Xen alone.
+LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtxend-sock"))
 # A former engine's lock goes with its process, which takes a moment to end.
 PATIENCE_S = 5.0
 RETRY_S = 0.02
@@ -40,6 +43,11 @@ class HostChoice:
 
     def find_xenstore(self) -> Path | None:
         return find_xenstore() if self.machine is None and self.xenstore is None else self.xenstore
+
+    def find_libvirt(self) -> str | None:
+        """The URI of this Xen host's libvirt; None: it has none."""
+        there = self.machine is None and any(path.exists() for path in LIBVIRT_SOCKETS)
+        return LIBVIRT_URI if there else None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from diffengine.errors import DiffengineError, one_line
-from diffengine.hypervisor.pager_control import PagerControl
 from diffengine.service.configuration import ConfigurationError
 from diffengine.service.events import EventKind, Events
 from diffengine.service.explain import explain
 from diffengine.service.free_requests import FreeRequest
 from diffengine.service.host import Connected
-from diffengine.service.operations import Operations, RefusedError
+from diffengine.service.operations import Operations, RefusedError, which
+from diffengine.service.release import release, take_back
 from diffengine.service.rpc import Code, RpcError
 from diffengine.service.snapshot import DomainStatus, Snapshot
 from diffengine.service.worker import Worker
@@ -24,7 +24,7 @@ from diffengine.settings import CheckedTable
 MIB = 1 << 20
 MOST_MIB = 1 << 20
 LOOK_S = 0.25
-RELEASE_PATIENCE_S = 120.0
+DOMAIN_WANTED = "params domain: must be a domain's number, UUID or name"
 Result = TypeVar("Result")
 Answer = dict[str, Any]
 
@@ -105,7 +105,7 @@ class Methods:
         text = domain_parameter(parameters)
         finish(parameters)
         if text is None:
-            raise RpcError(Code.INVALID_PARAMETERS, "params domain: must be a domain's number, UUID or name")
+            raise RpcError(Code.INVALID_PARAMETERS, DOMAIN_WANTED)
         return find_domain(self._snapshot.domains, text)
 
     def _which_or_all(self, parameters: CheckedTable) -> DomainStatus | None:
@@ -176,24 +176,24 @@ class Methods:
         return {"domains": len(out), "pages": pages}
 
     async def _release(self, parameters: CheckedTable) -> Answer:
-        """The pager lets go of a domain; undo: it may take it again."""
+        """The pager lets go of a domain, also of one that is not worked on; undo: it may take it again."""
         undo = parameters.flag("undo", False)
-        domain = self._which(parameters)
+        text = domain_parameter(parameters)
+        finish(parameters)
+        if text is None:
+            raise RpcError(Code.INVALID_PARAMETERS, DOMAIN_WANTED)
         async with self._alone():
-            pages = await asyncio.to_thread(self._release_on_pager, domain.domid, undo)
-        kind, done = (EventKind.TAKEN_BACK, "may be paged again") if undo else (EventKind.RELEASED, "is released")
-        self._events.tell(kind, f"domain {domain.domid} {done}", domain.domid, domain.uuid)
-        return {"domid": domain.domid, "pages": pages}
-
-    def _release_on_pager(self, domid: int, undo: bool) -> int:
-        """On a thread of its own: the pager's queue for operators is not the engine's."""
-        with PagerControl(self._connected.state) as pager:
+            domid = await self._on_engine(lambda operations: operations.find(text))
+            pages = 0
             if undo:
-                pager.take_back(domid)
-                return 0
-            pages = pager.pages_out(domid)
-            pager.release(domid, RELEASE_PATIENCE_S)
-            return pages
+                await asyncio.to_thread(take_back, self._connected.state, domid)
+            else:
+                await self._on_engine(lambda operations: operations.prepare_release(domid))
+                pages = await asyncio.to_thread(release, self._connected.state, domid)
+        await self._on_engine(Operations.look)
+        kind, done = (EventKind.TAKEN_BACK, "may be paged again") if undo else (EventKind.RELEASED, "is released")
+        self._events.tell(kind, f"domain {domid} {done}", domid)
+        return {"domid": domid, "pages": pages}
 
     async def _free(self, parameters: CheckedTable) -> Answer:
         """A hint: whatever is free when the time is over is told."""
@@ -267,13 +267,5 @@ def domain_parameter(parameters: CheckedTable) -> str | None:
 
 def find_domain(domains: tuple[DomainStatus, ...], text: str) -> DomainStatus:
     """Raises RefusedError if none, or more than one, is meant."""
-    for found in (
-        [each for each in domains if each.uuid and each.uuid == text.lower()],
-        [each for each in domains if each.name == text],
-        [each for each in domains if str(each.domid) == text],
-    ):
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise RefusedError(f"several domains are called {text}; name it by number or UUID")
-    raise RefusedError(f"there is no domain {text[:60]}; `diffengine domains` shows which there are")
+    domid = which(domains, text)
+    return next(domain for domain in domains if domain.domid == domid)

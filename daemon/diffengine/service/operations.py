@@ -2,13 +2,13 @@
 """What the daemon can be told to do. All of it belongs to the engine's thread."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from diffengine.engine import EngineOptions
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.protocol import DomainInfo
+from diffengine.hypervisor.protocol import DomainInfo, Life
 from diffengine.native import PAGE_BYTES, NativeError
 from diffengine.service.attached import AttachedEngine, Cause, DomainTerms, LeftAlone, Standing, own_group, shown_group
 from diffengine.service.configuration import (
@@ -16,12 +16,14 @@ from diffengine.service.configuration import (
     ConfigurationError,
     DomainSettings,
     Identity,
+    Values,
     with_change,
     with_words,
 )
 from diffengine.service.events import EventKind
 from diffengine.service.host import Connected
 from diffengine.service.overrides import Overrides, Place, settle
+from diffengine.service.readiness import LONG_AGO, why_not_yet
 from diffengine.service.snapshot import Snapshot, take_snapshot
 
 PAGES_PER_MIB = (1 << 20) // PAGE_BYTES
@@ -37,6 +39,17 @@ RETRY_S = 0.05
 Tell = Callable[[EventKind, str, int | None, str, str], None]
 
 
+class Named(Protocol):
+    """Who can be asked for."""
+
+    @property
+    def domid(self) -> int: ...
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
 class RefusedError(DiffengineError):
     """What was asked for can't be done now; why, and what to do."""
 
@@ -50,7 +63,9 @@ class Operations:
         self._base = configuration
         self._overrides = Overrides(configuration)
         self._identities: dict[int, Identity] = {}
-        self._paused: set[int] = set()
+        self._described: dict[str, Values] = {}
+        self._paused: set[str] = set()
+        self._since_s: dict[int, float] = {}
         self._all_paused = False
         self._wanted_bytes = 0
         self._start_s = time.monotonic()
@@ -58,7 +73,9 @@ class Operations:
         self._attached = AttachedEngine(
             connected.host, connected.pager, configuration.engine, self._terms, self._standing_changed
         )
+        self._first_look = True
         self._attached.look()
+        self._first_look = False
         self.snapshot = self._take_snapshot()
 
     # The loop.
@@ -76,14 +93,15 @@ class Operations:
         return self._attached.standings
 
     def look(self) -> None:
-        """Which domains are there? Somebody came, or went."""
+        """Which domains are there? Somebody came, went or was let go of."""
         self._attached.look()
+        self.refresh()
 
     def refresh(self) -> None:
         """A snapshot of now; the next one not before this one's time is a small part of all time."""
-        start_s = time.monotonic()
+        start_s, start_cpu_s = time.monotonic(), time.thread_time()
         self.snapshot = self._take_snapshot()
-        took_s = time.monotonic() - start_s
+        took_s = time.thread_time() - start_cpu_s
         self._tell_s = start_s + max(TELL_INTERVAL_S, took_s / TELLING_SHARE)
 
     def standing_text(self) -> str:
@@ -112,17 +130,35 @@ class Operations:
 
     def _terms(self, domain: DomainInfo) -> Standing:
         settings = self._settings(self._identity(domain.domid))
-        if domain.domid in self._paused:
+        if self._pause_key(domain.domid) in self._paused:
             return LeftAlone(Cause.PAUSED, f"paused; `diffengine resume {domain.domid}` goes on")
         if not settings.enabled:
             return LeftAlone(Cause.NOT_ENABLED, "not enabled in the configuration")
+        since_s = self._running_since(domain)
+        if not_yet := why_not_yet(domain.life, since_s, time.monotonic(), settings.grace_s):
+            return not_yet
         group = settings.trust_group or own_group(domain.domid)
-        return DomainTerms(group, int(settings.min_resident_mib * PAGES_PER_MIB))
+        return DomainTerms(group, int(settings.min_resident_mib * PAGES_PER_MIB), settings.log_dirty)
+
+    def _running_since(self, domain: DomainInfo) -> float:
+        """Remembered from when it was first seen to run. Was it there before us, no grace is due: a restart of ours
+        must cost nothing."""
+        if domain.life is Life.RUNNING and domain.domid not in self._since_s:
+            there_before = self._first_look or self.pages_out(domain.domid) > 0
+            self._since_s[domain.domid] = LONG_AGO if there_before else time.monotonic()
+        return self._since_s.get(domain.domid, LONG_AGO)
 
     def _settings(self, identity: Identity) -> DomainSettings:
-        """What was said last counts most: the configuration, then what holds instead."""
-        words = self._overrides.words.get(identity.uuid, {})
-        return with_words(self.configuration.domain(identity), words)
+        """What was said last counts most: the configuration, the domain's own description, what xenstore says."""
+        settings = with_words(self.configuration.domain(identity), self._described.get(identity.uuid, {}))
+        return with_words(settings, self._overrides.words.get(identity.uuid, {}))
+
+    def describe(self, words: Mapping[str, Values]) -> None:
+        """What domains' own descriptions say of them now, by UUID: single keys, checked."""
+        if words != self._described:
+            self._described = dict(words)
+            self._attached.look()
+            self.refresh()
 
     def _identity(self, domid: int) -> Identity:
         if domid not in self._identities:
@@ -203,20 +239,33 @@ class Operations:
             self._all_paused = True
             self._tell(EventKind.PAUSED, "the engine is paused", None)
         else:
-            self._paused.add(domid)
+            self._paused.add(self._pause_key(domid))
             self._tell(EventKind.PAUSED, f"{self._called(domid)} is paused", domid)
         self._attached.look()
         self.refresh()
+
+    def _pause_key(self, domid: int) -> str:
+        """A domain that reboots stays paused, under another number."""
+        return self._identity(domid).uuid or str(domid)
 
     def resume(self, domid: int | None) -> None:
         if domid is None:
             self._all_paused = False
             self._tell(EventKind.RESUMED, "the engine goes on", None)
         else:
-            self._paused.discard(domid)
+            self._paused.discard(self._pause_key(domid))
             self._tell(EventKind.RESUMED, f"{self._called(domid)} goes on", domid)
         self._attached.look()
         self.refresh()
+
+    def find(self, text: str) -> int:
+        """The domain of that number, UUID or name, whether it may be worked on or not. Raises RefusedError."""
+        return which(tuple(self._connected.identify().values()), text)
+
+    def prepare_release(self, domid: int) -> None:
+        """Its log of written pages will be somebody else's. Raises RefusedError if its pages would find no room."""
+        self.check_room({domid: self.pages_out(domid)}, self._called(domid))
+        self._attached.engine.stop_log_dirty(domid)
 
     def pages_out(self, domid: int) -> int:
         return self._connected.pager.pages_out(domid)
@@ -304,6 +353,20 @@ class Operations:
             high_watermark=min(options.high_watermark, leaves),
             low_watermark=min(options.low_watermark, leaves),
         )
+
+
+def which(domains: Sequence[Named], text: str) -> int:
+    """The one that is meant: by UUID, else by name, else by number. Raises RefusedError."""
+    for found in (
+        [each.domid for each in domains if each.uuid and each.uuid == text.lower()],
+        [each.domid for each in domains if each.name == text],
+        [each.domid for each in domains if str(each.domid) == text],
+    ):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise RefusedError(f"several domains are called {text}; name it by number or UUID")
+    raise RefusedError(f"there is no domain {text[:60]}; `diffengine domains` shows which there are")
 
 
 def _mib(pages: int) -> str:

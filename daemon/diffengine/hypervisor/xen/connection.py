@@ -34,6 +34,12 @@ DOMINF_HAP = 1 << 8
 # XEN_X86_EMU_VGA: an HVM domain, whose devices a device model emulates; PVH domains do without.
 EMULATION_VGA = 1 << 6
 
+# A vCPU's registers as Xen saves them: struct hvm_hw_cpu, and where its cr0 is.
+CPU_RECORD = 2
+CPU_RECORD_BYTES = 4096
+CR0 = 656
+CR0_PAGING = 1 << 31
+
 PHYSCAP_HAP = 1 << 3
 PHYSCAP_IOMMU = 1 << 2
 DOMAINS_PER_CALL = 256
@@ -52,7 +58,7 @@ class XenDomain:
     """xc_domaininfo_t: a domain as the hypervisor has it.
 
     emulated: it has a device model's devices (HVM); hvm without it is PVH. pages, max_pages: frames it has now, and may
-    have. shared, paged: its gfns that share a frame, or are out.
+    have. shared, paged: its gfns that share a frame, or are out. shut_down: also if it is suspended.
     """
 
     domid: int
@@ -68,6 +74,7 @@ class XenDomain:
     shared: int
     paged: int
     vcpus: int
+    shut_down: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,17 @@ class Connection:
         self.call("xc_domain_maximum_gpfn", domid, gfn, doing=f"asking for the memory of domain {domid}")
         return int(gfn[0])
 
+    def translates(self, domain: XenDomain) -> bool:
+        """Whether one of its vCPUs has turned paging on."""
+        registers = self._libraries.ffi.new("uint8_t[]", CPU_RECORD_BYTES)
+        for vcpu in range(domain.vcpus):
+            record = (CPU_RECORD, vcpu, registers, CPU_RECORD_BYTES)
+            if self.attempt("xc_domain_hvm_getcontext_partial", domain.domid, *record) < 0:
+                return False
+            if int.from_bytes(bytes(registers[CR0 : CR0 + 8]), "little") & CR0_PAGING:
+                return True
+        return False
+
     def populate_on_demand(self, domid: int) -> int:
         """Pages of the domain that have no frame yet, and will get one when they are touched."""
         ffi = self._libraries.ffi
@@ -242,4 +260,5 @@ def _domain(info: Any) -> XenDomain:
         shared=int(info.shr_pages),
         paged=int(info.paged_pages),
         vcpus=int(info.nr_online_vcpus),
+        shut_down=bool(flags & DOMINF_SHUTDOWN),
     )

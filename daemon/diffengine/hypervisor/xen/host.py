@@ -8,11 +8,12 @@ from errno import ESRCH
 from mmap import PROT_READ
 from types import TracebackType
 from typing import Any, Self
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.hypervisor.protocol import Addresses, Capabilities, DomainFrames, DomainInfo, Gfns, HostMemory
+from diffengine.hypervisor.protocol import Addresses, Capabilities, DomainFrames, DomainInfo, Gfns, HostMemory, Life
 from diffengine.hypervisor.xen.connection import DOM0, Connection, XenDomain, XenError
 from diffengine.hypervisor.xen.probe import Abilities, probe
 
@@ -60,6 +61,11 @@ def may_be_worked_on(domain: XenDomain) -> bool:
     return domain.domid != DOM0 and domain.hvm and domain.hap and not domain.dying and domain.vcpus > 0
 
 
+def domain_key(domain: XenDomain) -> tuple[int, UUID]:
+    """Domids come again."""
+    return domain.domid, domain.uuid
+
+
 def in_blocks(gfns: Gfns) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
     """The gfns with a hole at the end of each block of the kernel's, and where each of them is now."""
     places = np.arange(len(gfns), dtype=np.intp)
@@ -75,6 +81,7 @@ class XenHost:
     def __init__(self) -> None:
         """Raises XenUnavailableError, which says what to do."""
         self._connection = Connection()
+        self._translating: set[tuple[int, UUID]] = set()
         try:
             self._abilities = probe(self._connection)
         except BaseException:
@@ -111,10 +118,21 @@ class XenHost:
 
     def domains(self) -> tuple[DomainInfo, ...]:
         found = []
-        for domain in self._connection.domains():
+        domains = self._connection.domains()
+        for domain in domains:
             if may_be_worked_on(domain) and (gfns := self.gfns(domain)):
-                found.append(DomainInfo(domain.domid, gfns, domain.emulated))
+                found.append(DomainInfo(domain.domid, gfns, domain.emulated, self._life(domain)))
+        self._translating &= {domain_key(domain) for domain in domains}
         return tuple(found)
+
+    def _life(self, domain: XenDomain) -> Life:
+        """An OS that has turned paging on is not asked again."""
+        if domain.shut_down:
+            return Life.STOPPED
+        key = domain_key(domain)
+        if key not in self._translating and self._connection.translates(domain):
+            self._translating.add(key)
+        return Life.RUNNING if key in self._translating else Life.STARTING
 
     def gfns(self, domain: XenDomain) -> int:
         """The size of its memory's address space, in pages; 0 if it is gone."""

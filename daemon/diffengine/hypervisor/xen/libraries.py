@@ -108,6 +108,8 @@ int xc_domain_get_pod_target(xc_interface *xch, uint32_t domid, uint64_t *tot_pa
                              uint64_t *pod_entries);
 int xc_get_cpumap_size(xc_interface *xch);
 int xc_vcpu_getaffinity(xc_interface *xch, uint32_t domid, int vcpu, uint8_t *hard, uint8_t *soft, uint32_t flags);
+int xc_domain_hvm_getcontext_partial(xc_interface *xch, uint32_t domid, uint16_t typecode, uint16_t instance,
+                                     void *ctxt_buf, uint32_t size);
 int xc_mem_paging_nominate(xc_interface *xch, uint32_t domid, uint64_t gfn);
 int xc_memshr_control(xc_interface *xch, uint32_t domid, int enable);
 int xc_memshr_nominate_gfn(xc_interface *xch, uint32_t domid, unsigned long gfn, uint64_t *handle);
