@@ -20,17 +20,19 @@ FUZZ_PACKAGES := clang libclang-rt-14-dev
 # A hypervisor from source, a dom0 from packages, an emulator for it (tests/xen/README.md).
 XEN_PACKAGES := bc bison dpkg-dev e2fsprogs flex mmdebstrap python3-dev qemu-system-x86 xz-utils
 DEB_PACKAGES := debhelper dh-python dpkg-dev fakeroot lintian mmdebstrap
+REPORT_PACKAGES := chromium
 XEN_INTEL_PACKAGES := bochs bochsbios grub-common grub-pc-bin mtools vgabios xorriso
 
 NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -name 'meson.build')
-PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed)
+PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed -o -name '*.j2')
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
-.PHONY: help build demo test lint test-native test-python bench fuzz fuzz-socket clean deb test-deb \
+.PHONY: help build demo evaluate test lint test-native test-python test-report bench fuzz fuzz-socket clean deb test-deb \
         test-xen test-xen-intel test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
 	@echo 'make test   set up and run all checks and tests'
+	@echo 'make evaluate   rerun the tables and figures of the paper, and write a report'
 	@echo 'make bench  measure against LZ4, zstd, xdelta3 and the memory itself'
 	@echo 'make test-xen-smoke, make test-xen, make test-xen-intel   on a real Xen, in an emulator'
 	@echo 'make xen-shell  a root prompt in its dom0'
@@ -104,10 +106,23 @@ test-native: build/asan/build.ninja build/tsan/build.ninja
 # Guests in real time need the cores for themselves.
 REAL_TIME_TESTS := tests/integration/test_simulate.py tests/unit/test_engine_log_dirty.py
 test-python: $(STAMPS)/installed $(STAMPS)/xen-extra
-	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(REAL_TIME_TESTS))
+	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(REAL_TIME_TESTS) tests/browser)
 	$(BIN)/python -m pytest $(REAL_TIME_TESTS)
 
-test: lint test-native test-python
+# The evaluation's report is looked at in a real browser.
+$(STAMPS)/report-packages: $(STAMPS)/packages
+	@$(call install_missing,$(REPORT_PACKAGES))
+	@touch $@
+
+test-report: $(STAMPS)/installed $(STAMPS)/report-packages
+	$(BIN)/python -m pytest tests/browser
+
+test: lint test-native test-python test-report
+
+# The paper's tables and figures on this machine; EVALUATE_OPTIONS as `diffengine evaluate --help` says.
+EVALUATE_OPTIONS ?= --quick
+evaluate: build $(STAMPS)/images
+	$(BIN)/diffengine evaluate $(EVALUATE_OPTIONS)
 
 # IMAGES="a.raw b.raw" measures whole images instead of the samples; BENCH_OPTIONS as in tests/bench/README.md.
 IMAGES ?= $(DEMO_IMAGES)

@@ -132,11 +132,14 @@ def _made(create: Any, free: Any, kind: str, doing: str, *arguments: Any, bindin
 class Digester:
     """One seed's digests and HashSimilarityDetector(k, s) keys. Any number of threads may use one."""
 
-    def __init__(self, seed: int, k: int, s: int) -> None:
+    def __init__(self, seed: int, k: int, s: int, index_uniform_blocks: bool = False) -> None:
+        """`index_uniform_blocks`: make keys of blocks of one repeated byte, too, which match everything."""
         self.k = k
         self._digester = _made(
             lib.de_digester_create, lib.de_digester_free, "de_digester", "making the digester", seed, k, s
         )
+        if index_uniform_blocks:
+            lib.de_digester_index_uniform_blocks(self._digester)
 
     def digest(self, pages: Addresses, digests: NDArray[np.uint64], kinds: Bytes, keys: NDArray[np.uint64]) -> None:
         """Fills digests (n), kinds (n) and keys (n, k) for n pages."""

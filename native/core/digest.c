@@ -70,6 +70,11 @@ void de_digester_free(struct de_digester *digester)
     free(digester);
 }
 
+void de_digester_index_uniform_blocks(struct de_digester *digester)
+{
+    digester->uniform_blocks = true;
+}
+
 const uint16_t *de_digester_offsets(const struct de_digester *digester)
 {
     return digester->offsets;

@@ -20,6 +20,7 @@ struct de_digester {
     unsigned k;
     unsigned s;
     uint16_t offsets[DE_DIGEST_MAX_BLOCKS];
+    bool uniform_blocks; /* keys with a block of one repeated byte are keys like others */
 };
 
 void digest_batch_portable(const struct de_digester *digester, const uint8_t *const *pages, size_t count,
@@ -96,7 +97,7 @@ static inline uint64_t group_key(const struct de_digester *digester, const uint8
     hashes[0] = group;
     for (unsigned i = 0; i < digester->s; i++) {
         const uint8_t *block = page + digester->offsets[group * digester->s + i];
-        if (block_is_one_byte(block))
+        if (!digester->uniform_blocks && block_is_one_byte(block))
             return 0;
         hashes[1 + i] = XXH3_64bits_withSeed(block, DE_BLOCK_SIZE, digester->seed);
     }

@@ -63,8 +63,8 @@ static size_t look_up_and_enter(struct de_key_index *index, uint64_t key, uint32
         if (entry->key_high == high) {
             if (entry->page == page)
                 return found_count; /* two equal keys in one page */
-            same++;
-            if (!contains(found, found_count, entry->page))
+            /* More than c: of other keys that agree in their high half and came to lie here. */
+            if (same++ < index->candidates && !contains(found, found_count, entry->page))
                 found[found_count++] = entry->page;
         }
         slot = slot + 1 == index->slots ? 0 : slot + 1;

@@ -5,7 +5,7 @@ Find references, encode, store, rebuild, compare: every pipeline fills a store o
 store takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -202,8 +202,11 @@ class PipelineRun:
         self._index_bytes = 0
         self._encoders = Pool([PageEncoder() for _ in range(jobs)])
 
-    def run(self, store_file: str | None) -> PipelineResult:
-        """Raises DiffengineError if a single page does not come back as it was."""
+    def run(self, store_file: str | None, inspect: Callable[[Store, Filled], None] | None = None) -> PipelineResult:
+        """`inspect` is called with the full store, once all of it was verified.
+
+        Raises DiffengineError if a single page does not come back as it was.
+        """
         self._progress.begin(f"{self._pipeline.name}, {self._scope.name}")
         with Store(most_store_bytes(self._images.pages), store_file) as store:
             if store_file is not None:
@@ -212,6 +215,8 @@ class PipelineRun:
             try:
                 self.fill(store)
                 verified = self._verify(store)
+                if inspect:
+                    inspect(store, self.filled)
             finally:
                 self._workers.settle()
             return self._result(store, verified)

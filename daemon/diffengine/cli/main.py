@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from diffengine.cli import analyze, check, config, daemon, release, simulate, status
+from diffengine.cli import analyze, check, config, daemon, evaluate, release, simulate, status
 from diffengine.errors import DiffengineError, one_line
 
 EXIT_CODES = """exit codes:
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_parser(commands)
     config.add_parser(commands)
     daemon.add_parser(commands)
+    evaluate.add_parser(commands)
     release.add_parser(commands)
     simulate.add_parser(commands)
     status.add_parsers(commands)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from diffengine.engine import EngineOptions
 from diffengine.errors import DiffengineError
@@ -109,8 +110,12 @@ def load_scenario(path: Path, image_folders: Sequence[Path] = ()) -> Scenario:
     except FileNotFoundError as error:
         shipped = ", ".join(shipped_scenarios())
         raise ScenarioError(f"{path}: no such file; name a scenario file, or one that is shipped: {shipped}") from error
-    folders = [path.parent, *image_folders]
-    return check_whole(str(path), values, lambda top: _scenario(top, path.stem, folders), ScenarioError)
+    return read_scenario(str(path), values, path.stem, [path.parent, *image_folders])
+
+
+def read_scenario(where: str, values: dict[str, Any], name: str, folders: Sequence[Path]) -> Scenario:
+    """What a scenario file with these values says. `where`: what errors begin with. Raises ScenarioError."""
+    return check_whole(where, values, lambda top: _scenario(top, name, folders), ScenarioError)
 
 
 def _scenario(top: CheckedTable, name: str, folders: Sequence[Path]) -> Scenario:

@@ -36,6 +36,12 @@ struct de_digester;
 int de_digester_create(uint64_t seed, unsigned k, unsigned s, struct de_digester **digester);
 void de_digester_free(struct de_digester *digester);
 
+/**
+ * Give keys with a block of a single repeated byte, too: such a block matches everything, so this is for
+ * measuring what leaving them out brings. Before the digester's first use.
+ */
+void de_digester_index_uniform_blocks(struct de_digester *digester);
+
 /** The k * s sampled offsets in bytes, in key order. Valid as long as the digester. */
 const uint16_t *de_digester_offsets(const struct de_digester *digester);
 
@@ -48,7 +54,8 @@ const uint16_t *de_digester_offsets(const struct de_digester *digester);
  * page's is a hash of its word; a plain page's is never 0.
  * @param[out] kinds   count values of enum de_page_kind.
  * @param[out] keys    count * k 64-bit keys, page by page; 0 = "not to be indexed" (zero and same-filled
- * pages, and keys with a block of a single repeated byte, which match everything). NULL to skip them.
+ * pages, and keys with a block of a single repeated byte, which match everything, unless
+ * de_digester_index_uniform_blocks() was called). NULL to skip them.
  */
 void de_digest_batch(const struct de_digester *digester, const uint8_t *const *pages, size_t count,
                      uint64_t *digests, uint8_t *kinds, uint64_t *keys);

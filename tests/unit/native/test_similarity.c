@@ -145,6 +145,23 @@ static void test_a_full_key_index_still_answers(void)
     de_key_index_free(index);
 }
 
+/* Keys that agree in the half that is kept, and lie side by side, look like one: a page still gets no more
+ * than its k * c, as `found` has no room for others. */
+static void test_keys_that_look_alike_stay_within_the_limit(void)
+{
+    struct de_key_index *index = NULL;
+    CHECK_EQ(de_key_index_create(100, 1, &index), DE_OK);
+    uint32_t found[3];
+    for (uint32_t page = 0; page < 50; page++) {
+        uint64_t key = (uint64_t)7 << 32 | (page + 1);
+        found[1] = found[2] = 12345;
+        de_key_index_pass(index, &key, 1, &page, 1, found);
+        CHECK(found[0] == DE_NONE || found[0] < page);
+        CHECK(found[1] == 12345 && found[2] == 12345);
+    }
+    de_key_index_free(index);
+}
+
 /* The features' definition once more, written differently. */
 static unsigned oracle_features(uint64_t seed, const uint8_t *page, uint32_t *features)
 {
@@ -379,6 +396,7 @@ int main(void)
     test_key_index_is_its_oracle();
     test_key_index_limits_are_checked();
     test_a_full_key_index_still_answers();
+    test_keys_that_look_alike_stay_within_the_limit();
     test_features_are_as_defined();
     test_moved_content_shares_features();
     test_repeated_words_have_no_features();

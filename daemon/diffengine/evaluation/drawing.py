@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the figures have in common: colours, axes, and how the paper's values are drawn in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+    "#8C8C8C",
+)
+REPORT_INCHES = 9.6
+TECHNIQUES = {"sharing": SKY, "patching": RED, "compression": GREEN, "swapping": GREY}
+PAPER = "paper (2008)"
+
+
+def figure(
+    columns: int = 1, rows: int = 1, height: float = 3.7, width: float = REPORT_INCHES, same_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, in order of reading. Wider, and its text would be made smaller in the report."""
+    made = Figure(figsize=(width, height * rows), layout="constrained")
+    axes = made.subplots(rows, columns, squeeze=False, sharey=same_y)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8.5)
+    return made, list(axes.flat)
+
+
+def titles(axis: Axes, title: str, x: str = "", y: str = "") -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+
+
+def legend(axis: Axes, **where: Any) -> None:
+    axis.legend(fontsize=8, frameon=False, **where)
+
+
+def draw_paper(
+    axis: Axes, x: Sequence[float], y: Sequence[float], marker: str = "D", label: str | None = PAPER
+) -> None:
+    """What the paper printed, as hollow marks."""
+    axis.plot(x, y, marker, color="black", fillstyle="none", markersize=5, markeredgewidth=1.2, label=label)
+
+
+def grouped_bars(
+    axis: Axes,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    colours: Sequence[str],
+    show: str = ".1f",
+    paper: Mapping[str, Sequence[float | None]] | None = None,
+) -> None:
+    """Bars side by side for each group, with their values; the paper's as diamonds on the bars they belong to."""
+    width = 0.8 / len(series)
+    places = np.arange(len(groups))
+    labelled = False
+    for number, ((name, values), colour) in enumerate(zip(series.items(), colours, strict=False)):
+        at = places - 0.4 + width * (number + 0.5)
+        axis.bar(at, values, width * 0.92, label=name, color=colour)
+        for x, value in zip(at, values, strict=True):
+            axis.annotate(
+                format(value, show),
+                (x, value),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                rotation=90 if len(series) > 2 else 0,
+            )
+        for x, printed in zip(at, (paper or {}).get(name, ()), strict=False):
+            if printed is not None:
+                draw_paper(axis, [x], [printed], label=None if labelled else PAPER)
+                labelled = True
+    axis.set_xticks(places, groups)
+    axis.margins(y=0.18)
+
+
+def stacked_bars(axis: Axes, bars: Sequence[str], parts: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
+    bottom = np.zeros(len(bars))
+    for (name, heights), colour in zip(parts.items(), colours, strict=False):
+        axis.bar(range(len(bars)), heights, 0.62, bottom=bottom, label=name, color=colour)
+        bottom += np.array(heights)
+    axis.set_xticks(range(len(bars)), bars)
+
+
+def note_bars(axis: Axes, heights: Sequence[float], texts: Sequence[str]) -> None:
+    for place, (height, text) in enumerate(zip(heights, texts, strict=True)):
+        axis.annotate(text, (place, height), (0, 3), textcoords="offset points", ha="center", fontsize=8)

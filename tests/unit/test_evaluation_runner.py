@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Steps in processes of their own: results are kept, failures stay where they are, the rest goes on."""
+
+import os
+import signal
+from pathlib import Path
+
+from diffengine.errors import DiffengineError
+from diffengine.evaluation.checkpoints import Checkpoint, Fate, fingerprint, load
+from diffengine.evaluation.experiment import Result, Step, UnavailableError
+from diffengine.evaluation.runner import Progress, Task, run_tasks
+
+
+def count(log: str, number: int) -> Result:
+    """Notes that it ran."""
+    with Path(log).open("a") as file:
+        file.write(f"{number}\n")
+    return {"square": number**2}
+
+
+def lack(log: str, number: int) -> Result:
+    raise UnavailableError("no such peer\non this machine")
+
+
+def refuse(log: str, number: int) -> Result:
+    raise DiffengineError("the disk is full; make room")
+
+
+def break_down(log: str, number: int) -> Result:
+    raise ValueError("not thought of")
+
+
+def die(log: str, number: int) -> Result:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def task(folder: Path, step: Step) -> Task:
+    return Task("trial", step, folder / f"{step.name}.json", fingerprint(step, ["images"]))
+
+
+def run(folder: Path, steps: list[Step], jobs: int = 2) -> tuple[dict[str, Checkpoint], list[Progress]]:
+    heard: list[Progress] = []
+    tasks = [task(folder, step) for step in steps]
+    ended = run_tasks(tasks, jobs, heard.append)
+    return {each.step.name: ended[each.path] for each in tasks}, heard
+
+
+def steps_of(log: Path, *functions: object, alone: bool = False) -> list[Step]:
+    return [
+        Step(f"{function.__name__}-{number}", function, {"log": str(log), "number": number}, alone=alone)  # type: ignore
+        for number, function in enumerate(functions)
+    ]
+
+
+def test_every_fate_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    ended, heard = run(tmp_path, steps_of(log, lack, refuse, break_down, die, count))
+    assert ended["count-4"].result == {"square": 16}
+    assert (ended["lack-0"].fate, ended["lack-0"].reason) == (Fate.SKIPPED, r"no such peer\non this machine")
+    assert (ended["refuse-1"].fate, ended["refuse-1"].reason) == (Fate.FAILED, "the disk is full; make room")
+    assert ended["break_down-2"].fate is Fate.FAILED
+    assert "ValueError: not thought of" in ended["break_down-2"].reason
+    assert ended["die-3"].fate is Fate.FAILED
+    assert "code -9" in ended["die-3"].reason
+    assert [each.done for each in heard] == [0, 1, 2, 3, 4, 5]
+    assert heard[0].seconds_left > heard[-1].seconds_left == 0
+
+
+def test_what_is_done_is_not_done_again_and_what_is_not_is_tried_again(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    steps = steps_of(log, count, lack, count)
+    run(tmp_path, steps)
+    assert sorted(log.read_text().split()) == ["0", "2"]
+    (tmp_path / "count-2.json").write_text("{ cut off")
+    again, heard = run(tmp_path, steps)
+    assert sorted(log.read_text().split()) == ["0", "2", "2"]
+    assert again["count-0"].result == {"square": 0}
+    assert again["lack-1"].fate is Fate.SKIPPED
+    assert [each.done for each in heard] == [1, 2, 3]
+
+
+def test_other_arguments_or_images_make_another_result(tmp_path: Path) -> None:
+    (step,) = steps_of(tmp_path / "log", count)
+    run(tmp_path, [step])
+    path = tmp_path / "count-0.json"
+    assert load(path, fingerprint(step, ["images"])) is not None
+    assert load(path, fingerprint(step, ["other images"])) is None
+    other = Step(step.name, step.run, {**step.arguments, "number": 5})
+    assert run(tmp_path, [other])[0]["count-0"].result == {"square": 25}
+
+
+def busy(log: str, number: int) -> Result:
+    """Notes who else is at work between its beginning and its end."""
+    path = Path(log)
+    mark = path.with_name(f"at-work-{number}")
+    mark.touch()
+    others = [each.name for each in path.parent.glob("at-work-*") if each != mark]
+    mark.unlink()
+    return {"others": others}
+
+
+def test_a_step_alone_has_the_machine_for_itself(tmp_path: Path) -> None:
+    ended, _ = run(tmp_path, steps_of(tmp_path / "log", *[busy] * 6, alone=True), jobs=4)
+    assert all(checkpoint.result == {"others": []} for checkpoint in ended.values())
