@@ -142,7 +142,7 @@ bench: build build/bench/build.ninja $(STAMPS)/images
 
 # The decoders read untrusted bytes. A corpus grows in build/fuzz/NAME, from what the encoders make of the samples; an input
 # that is found to do harm stays there too, so that the next run fails until it is put right.
-FUZZERS := fuzz_dense fuzz_patch fuzz_ring
+FUZZERS := fuzz_dense fuzz_holds fuzz_patch fuzz_ring
 SECONDS ?= 60
 $(STAMPS)/fuzz-packages: $(STAMPS)/packages
 	@$(call install_missing,$(FUZZ_PACKAGES))

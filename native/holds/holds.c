@@ -6,7 +6,10 @@
 #include <diffengine/status.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,16 +17,31 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #define HOLDS_MAGIC 0x0a73646c6f684544u /* "DEholds\n" */
-#define HOLDS_VERSION 2u
+#define HOLDS_VERSION 3u
 #define NAME_BYTES 16u
+#define COUNT 0x1fu
+#define HINTS ((unsigned)DE_HOLDS_SHARED | (unsigned)DE_HOLDS_OUT)
 #define LOCKED 0x80u
 #define SPINS 100u
 #define WAIT_NS 50000
 #define ATTACH_TRIES 100u
+#define AWAIT_S 1
+#define NS_PER_MS 1000000u
+#define NS_PER_S 1000000000u
+#define MAX_GUARDED 512u
+
+/** A request's state; DONE has the status in the bits above. */
+enum { REQUEST_FREE, REQUEST_CLAIMED, REQUEST_ASKED, REQUEST_DONE, REQUEST_STATE = 0xff, STATUS_SHIFT = 8 };
+
+struct request {
+    _Atomic(uint32_t) state; /**< the device model sleeps on it */
+    _Atomic(uint32_t) gfn;
+};
 
 /** The file's first page; one byte per gfn follows. */
 struct holds_header {
@@ -32,15 +50,85 @@ struct holds_header {
     uint32_t gfns;
     struct de_uuid uuid;
     uint16_t domain;
+    _Alignas(64) _Atomic(uint32_t) asked; /**< requests so far: the pager sleeps on it */
+    _Alignas(64) struct request requests[DE_HOLDS_REQUESTS];
 };
 
 struct de_holds {
     int fd;
     uint32_t gfns;
+    bool guarded;
+    atomic_bool void_table; /**< it lost its memory */
     size_t bytes;
     struct holds_header *header;
     _Atomic uint8_t *pages;
 };
+
+/* Tables of this process's pager that lose their memory. A slot is in use while `from` is not 0. */
+static struct guarded {
+    _Atomic(uintptr_t) from;
+    size_t bytes;
+    struct de_holds *holds;
+} guarded[MAX_GUARDED];
+static pthread_mutex_t guarded_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct sigaction others;
+static bool guarding;
+
+static struct guarded *guarded_at(uintptr_t address)
+{
+    for (size_t i = 0; i < MAX_GUARDED; i++) {
+        uintptr_t from = atomic_load(&guarded[i].from);
+        if (from && address >= from && address - from < guarded[i].bytes)
+            return &guarded[i];
+    }
+    return NULL;
+}
+
+static void on_sigbus(int signal, siginfo_t *info, void *context)
+{
+    int error = errno;
+    struct guarded *place = guarded_at((uintptr_t)info->si_addr);
+    void *page = (void *)((uintptr_t)info->si_addr & ~(uintptr_t)(DE_PAGE_SIZE - 1));
+    if (place && mmap(page, DE_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                      0) != MAP_FAILED) {
+        atomic_store(&place->holds->void_table, true);
+        errno = error;
+        return;
+    }
+    if (others.sa_flags & SA_SIGINFO)
+        others.sa_sigaction(signal, info, context);
+    else if (others.sa_handler == SIG_DFL || others.sa_handler == SIG_IGN)
+        sigaction(SIGBUS, &others, NULL); /* and again, from where it came */
+    else
+        others.sa_handler(signal);
+    errno = error;
+}
+
+static void guard(struct de_holds *holds)
+{
+    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
+    pthread_mutex_lock(&guarded_lock);
+    if (!guarding)
+        guarding = sigaction(SIGBUS, &action, &others) == 0;
+    for (size_t i = 0; i < MAX_GUARDED && !holds->guarded; i++) {
+        if (atomic_load(&guarded[i].from))
+            continue;
+        guarded[i].bytes = holds->bytes;
+        guarded[i].holds = holds;
+        atomic_store(&guarded[i].from, (uintptr_t)holds->header);
+        holds->guarded = true;
+    }
+    pthread_mutex_unlock(&guarded_lock);
+}
+
+static void unguard(struct de_holds *holds)
+{
+    pthread_mutex_lock(&guarded_lock);
+    for (size_t i = 0; i < MAX_GUARDED && holds->guarded; i++)
+        if (atomic_load(&guarded[i].from) == (uintptr_t)holds->header)
+            atomic_store(&guarded[i].from, 0);
+    pthread_mutex_unlock(&guarded_lock);
+}
 
 static size_t file_bytes(uint32_t gfns)
 {
@@ -125,6 +213,7 @@ int de_holds_create(int directory, uint16_t domain, const struct de_uuid *uuid, 
     holds->header->domain = domain;
     holds->header->uuid = *uuid;
     atomic_store(&holds->header->magic, HOLDS_MAGIC);
+    guard(holds);
     *result = holds;
     return DE_OK;
 }
@@ -141,6 +230,7 @@ int de_holds_reopen(int directory, uint16_t domain, const struct de_uuid *uuid, 
     int status = map(fd, &holds);
     if (status != DE_OK)
         return status;
+    guard(holds);
     bool same =
         check(holds) == DE_OK && holds->gfns == gfns && memcmp(&holds->header->uuid, uuid, sizeof *uuid) == 0;
     if (!same) {
@@ -148,7 +238,7 @@ int de_holds_reopen(int directory, uint16_t domain, const struct de_uuid *uuid, 
         return DE_CORRUPT;
     }
     for (uint32_t gfn = 0; gfn < gfns; gfn++)
-        de_holds_unlock(holds, gfn);
+        atomic_fetch_and(&holds->pages[gfn], COUNT);
     *result = holds;
     return DE_OK;
 }
@@ -157,8 +247,11 @@ void de_holds_close(struct de_holds *holds)
 {
     if (!holds)
         return;
+    if (holds->guarded)
+        unguard(holds);
     munmap(holds->header, holds->bytes);
-    close(holds->fd);
+    if (holds->fd >= 0)
+        close(holds->fd);
     free(holds);
 }
 
@@ -175,6 +268,11 @@ int de_holds_fd(const struct de_holds *holds)
     return holds->fd;
 }
 
+uint32_t de_holds_gfns(const struct de_holds *holds)
+{
+    return holds->gfns;
+}
+
 size_t de_holds_bytes(const struct de_holds *holds)
 {
     return sizeof *holds + holds->bytes;
@@ -182,6 +280,8 @@ size_t de_holds_bytes(const struct de_holds *holds)
 
 bool de_holds_attached(const struct de_holds *holds)
 {
+    if (atomic_load(&holds->void_table))
+        return false;
     if (flock(holds->fd, LOCK_SH | LOCK_NB))
         return errno == EWOULDBLOCK;
     flock(holds->fd, LOCK_UN);
@@ -190,14 +290,76 @@ bool de_holds_attached(const struct de_holds *holds)
 
 bool de_holds_lock(struct de_holds *holds, uint32_t gfn)
 {
-    uint8_t expected = 0;
-    return gfn < holds->gfns && atomic_compare_exchange_strong(&holds->pages[gfn], &expected, LOCKED);
+    if (gfn >= holds->gfns)
+        return false;
+    uint8_t now = atomic_load(&holds->pages[gfn]);
+    while (!(now & (COUNT | LOCKED)))
+        if (atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now | LOCKED)))
+            return true;
+    return false;
 }
 
 void de_holds_unlock(struct de_holds *holds, uint32_t gfn)
 {
     if (gfn < holds->gfns)
         atomic_fetch_and(&holds->pages[gfn], (uint8_t)~LOCKED);
+}
+
+void de_holds_note(struct de_holds *holds, uint32_t gfn, enum de_holds_hint hint, bool now)
+{
+    if (gfn >= holds->gfns)
+        return;
+    if (now)
+        atomic_fetch_or(&holds->pages[gfn], (uint8_t)hint);
+    else
+        atomic_fetch_and(&holds->pages[gfn], (uint8_t)~hint);
+}
+
+static long futex(_Atomic(uint32_t) *word, int operation, uint32_t value, const struct timespec *timeout)
+{
+    return syscall(SYS_futex, word, operation, value, timeout, NULL, 0);
+}
+
+uint32_t de_holds_asked(const struct de_holds *holds)
+{
+    return atomic_load(&holds->header->asked);
+}
+
+void de_holds_await(struct de_holds *holds, uint32_t asked)
+{
+    /* A table without memory can't be slept on. */
+    if (futex(&holds->header->asked, FUTEX_WAIT, asked, &(struct timespec){.tv_sec = AWAIT_S}) &&
+        errno == EFAULT)
+        nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);
+}
+
+void de_holds_interrupt(struct de_holds *holds)
+{
+    atomic_fetch_add(&holds->header->asked, 1);
+    futex(&holds->header->asked, FUTEX_WAKE, INT32_MAX, NULL);
+}
+
+bool de_holds_request(struct de_holds *holds, uint32_t slot, uint32_t *gfn)
+{
+    struct request *request = &holds->header->requests[slot];
+    if (atomic_load(&request->state) != REQUEST_ASKED)
+        return false;
+    uint32_t untrusted_gfn = atomic_load(&request->gfn);
+    if (untrusted_gfn < holds->gfns) {
+        *gfn = untrusted_gfn;
+        return true;
+    }
+    de_holds_answer(holds, slot, DE_INVALID);
+    return false;
+}
+
+void de_holds_answer(struct de_holds *holds, uint32_t slot, int status)
+{
+    struct request *request = &holds->header->requests[slot];
+    uint32_t asked = REQUEST_ASKED;
+    atomic_compare_exchange_strong(&request->state, &asked,
+                                   REQUEST_DONE | (uint32_t)(uint8_t)status << STATUS_SHIFT);
+    futex(&request->state, FUTEX_WAKE, INT32_MAX, NULL);
 }
 
 /* The pager looks whether somebody has the lock by having it itself for a moment: one refusal says little. */
@@ -213,13 +375,9 @@ static int lock_table(int fd)
     return DE_BUSY;
 }
 
-int de_holds_attach(const char *path, struct de_holds **result)
+int de_holds_attach_fd(int fd, struct de_holds **result)
 {
     struct de_holds *holds;
-    /* A description of its own: a lock belongs to that, not to the file. */
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return DE_SYSTEM;
     int status = map(fd, &holds);
     if (status != DE_OK)
         return status;
@@ -230,10 +388,21 @@ int de_holds_attach(const char *path, struct de_holds **result)
         de_holds_close(holds);
         return status;
     }
+    close(holds->fd);
+    holds->fd = -1;
     for (uint32_t gfn = 0; gfn < holds->gfns; gfn++)
-        atomic_fetch_and(&holds->pages[gfn], LOCKED);
+        atomic_fetch_and(&holds->pages[gfn], (uint8_t)~COUNT);
+    for (uint32_t i = 0; i < DE_HOLDS_REQUESTS; i++)
+        atomic_store(&holds->header->requests[i].state, REQUEST_FREE);
     *result = holds;
     return DE_OK;
+}
+
+int de_holds_attach(const char *path, struct de_holds **result)
+{
+    /* A description of its own: a lock belongs to that, not to the file. */
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    return fd < 0 ? DE_SYSTEM : de_holds_attach_fd(fd, result);
 }
 
 int de_holds_take(struct de_holds *holds, uint32_t gfn)
@@ -242,7 +411,7 @@ int de_holds_take(struct de_holds *holds, uint32_t gfn)
         return DE_INVALID;
     for (unsigned turn = 0;;) {
         uint8_t now = atomic_load(&holds->pages[gfn]);
-        if ((now & ~LOCKED) == DE_HOLDS_MAX)
+        if ((now & COUNT) == DE_HOLDS_MAX)
             return DE_FULL;
         if (!(now & LOCKED)) {
             if (atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now + 1)))
@@ -255,9 +424,91 @@ int de_holds_take(struct de_holds *holds, uint32_t gfn)
     }
 }
 
+int de_holds_take_plain(struct de_holds *holds, uint32_t gfn)
+{
+    if (gfn >= holds->gfns)
+        return DE_INVALID;
+    uint8_t now = atomic_load(&holds->pages[gfn]);
+    while (!(now & (LOCKED | HINTS)) && (now & COUNT) < DE_HOLDS_MAX)
+        if (atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now + 1)))
+            return DE_OK;
+    return now & (LOCKED | HINTS) ? DE_BUSY : DE_FULL;
+}
+
 void de_holds_drop(struct de_holds *holds, uint32_t gfn)
 {
+    if (gfn >= holds->gfns)
+        return;
     uint8_t now = atomic_load(&holds->pages[gfn]);
-    while (now & ~LOCKED && !atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now - 1)))
+    while (now & COUNT && !atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now - 1)))
         ;
+}
+
+unsigned de_holds_hints(const struct de_holds *holds, uint32_t gfn)
+{
+    return gfn < holds->gfns ? atomic_load(&holds->pages[gfn]) & HINTS : 0;
+}
+
+static struct request *claim_request(struct de_holds *holds)
+{
+    for (uint32_t i = 0; i < DE_HOLDS_REQUESTS; i++) {
+        uint32_t expected = REQUEST_FREE;
+        struct request *request = &holds->header->requests[i];
+        if (atomic_compare_exchange_strong(&request->state, &expected, REQUEST_CLAIMED))
+            return request;
+    }
+    return NULL;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * NS_PER_S + now.tv_nsec;
+}
+
+/* @return whether it was answered in time. The place is free again. */
+static bool await_request(struct request *request, int64_t deadline_ns)
+{
+    uint32_t state;
+    while (((state = atomic_load(&request->state)) & REQUEST_STATE) == REQUEST_ASKED) {
+        int64_t left_ns = deadline_ns - now_ns();
+        if (left_ns <= 0)
+            break;
+        struct timespec timeout = {.tv_sec = left_ns / NS_PER_S, .tv_nsec = left_ns % NS_PER_S};
+        futex(&request->state, FUTEX_WAIT, state, &timeout);
+    }
+    bool answered = (state & REQUEST_STATE) == REQUEST_DONE;
+    atomic_store(&request->state, REQUEST_FREE);
+    return answered;
+}
+
+int de_holds_bring_in(struct de_holds *holds, const uint32_t *gfns, size_t count, unsigned timeout_ms)
+{
+    int64_t deadline_ns = now_ns() + (int64_t)timeout_ms * NS_PER_MS;
+    int status = DE_OK;
+    for (size_t done = 0; done < count && status == DE_OK;) {
+        struct request *mine[DE_HOLDS_REQUESTS];
+        size_t asked = 0;
+        for (; done < count && asked < DE_HOLDS_REQUESTS; done++) {
+            if (!(de_holds_hints(holds, gfns[done]) & DE_HOLDS_OUT))
+                continue;
+            struct request *request = claim_request(holds);
+            if (!request)
+                break;
+            atomic_store(&request->gfn, gfns[done]);
+            atomic_store(&request->state, REQUEST_ASKED);
+            mine[asked++] = request;
+        }
+        if (asked)
+            de_holds_interrupt(holds);
+        else if (done < count) /* others have all places */
+            nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);
+        for (size_t i = 0; i < asked; i++)
+            if (!await_request(mine[i], deadline_ns))
+                status = DE_BUSY;
+        if (now_ns() > deadline_ns)
+            status = done < count ? DE_BUSY : status;
+    }
+    return status;
 }

@@ -57,6 +57,7 @@ enum event_phase {
 };
 
 struct swap_in;
+struct bring_in;
 
 struct pager_domain {
     uint16_t id;
@@ -66,7 +67,8 @@ struct pager_domain {
     struct table table;
     _Atomic(uint64_t) *entries;             /**< in the table */
     enum event_phase phases[DE_RING_SLOTS]; /**< of the recorded events; only the serving thread's */
-    struct de_holds *holds;                 /**< NULL: no device model; under `proposals` */
+    _Atomic(struct de_holds *) holds;       /**< NULL: no device model; set once */
+    struct bring_in *bring_in;              /**< NULL: no device model, or not started; under `proposals` */
     struct swap_in *swap_in;                /**< NULL: no swap */
 };
 
@@ -177,6 +179,16 @@ struct pager_domain *pager_domain_at(struct de_pager *pager, size_t index);
 /* latency.c */
 void latency_add(struct atomic_latency *latency, uint64_t ns);
 void latency_read(const struct atomic_latency *latency, struct de_latency *copy);
+
+/** What the hold table says of a page, if there is one. */
+static inline void pager_note(struct pager_domain *domain, uint32_t gfn, enum de_holds_hint hint, bool now)
+{
+    struct de_holds *holds = atomic_load(&domain->holds);
+    if (holds)
+        de_holds_note(holds, gfn, hint, now);
+}
+/** Give the domain its hold table, with what is known of its pages. */
+void pager_set_holds(struct de_pager *pager, struct pager_domain *domain, struct de_holds *holds);
 
 /* load.c */
 enum loaded {

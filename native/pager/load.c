@@ -68,8 +68,10 @@ static enum loaded settle(struct de_pager *pager, struct pager_domain *domain, u
     /* ENOENT while evicting says nothing: it may be nominated still, so the step stays the proposer's. */
     bool resident = error == 0 || (error == -ENOENT && from == DE_PAGE_EVICTED);
     entry_change(pager, domain, gfn, claimed, resident ? entry_resident(claimed) : back);
-    if (resident)
+    if (resident) {
+        pager_note(domain, gfn, DE_HOLDS_OUT, false);
         pager_retire(pager, claimed.object);
+    }
     switch (error) {
     case 0:
         return LOADED;
@@ -274,6 +276,7 @@ void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gf
         }
         if (!entry_change(pager, domain, gfn, entry, after))
             continue;
+        pager_note(domain, gfn, DE_HOLDS_OUT, false);
         if (entry.object != DE_NONE)
             pager_retire(pager, entry.object);
         return;

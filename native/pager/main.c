@@ -5,6 +5,7 @@
 #endif
 #include "notify.h"
 
+#include <diffengine/device_models.h>
 #include <diffengine/machine_client.h>
 #include <diffengine/pager_queue.h>
 #include <diffengine/status.h>
@@ -247,10 +248,13 @@ static void publisher_stop(struct publisher *publisher)
 static int serve(struct de_pager *pager, const char *directory)
 {
     struct de_queue_server *server = NULL;
+    struct de_device_models *models = NULL;
     struct publisher publisher;
     int status = de_queue_serve_create(directory, pager, &server);
     if (status == DE_OK)
         status = de_pager_start(pager);
+    if (status == DE_OK)
+        status = de_device_models_create(directory, pager, &models);
     if (status == DE_OK)
         status = publisher_start(&publisher, server);
     if (status != DE_OK) {
@@ -265,6 +269,7 @@ static int serve(struct de_pager *pager, const char *directory)
         de_queue_serve(server, PUBLISH_MS);
     notify_manager("STOPPING=1");
     publisher_stop(&publisher);
+    de_device_models_free(models);
     de_pager_stop(pager);
     de_queue_serve_free(server);
     if (!de_pager_gone(pager))

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The pager as a whole: its domains, its page table's entries, its threads, and what it tells of itself. */
+#include "bring_in.h"
 #include "released.h"
 #include "swap_in.h"
 
@@ -174,16 +175,35 @@ static int enable_status(int error)
 
 static size_t domain_bytes(const struct pager_domain *domain)
 {
-    return sizeof *domain + domain->table.bytes + (domain->holds ? de_holds_bytes(domain->holds) : 0) +
+    const struct de_holds *holds = atomic_load(&domain->holds);
+    return sizeof *domain + domain->table.bytes + (holds ? de_holds_bytes(holds) : 0) +
            (domain->swap_in ? sizeof *domain->swap_in + DE_REBUILD_MAX_SWAPPED * DE_PAGE_SIZE : 0);
+}
+
+/* A device model's requests, if there is one and requests are served at all. 0 or an errno value. */
+static int start_bringing_in(struct de_pager *pager, struct pager_domain *domain)
+{
+    if (!atomic_load(&domain->holds) || domain->bring_in)
+        return 0;
+    int status = bring_in_create(pager, domain, &domain->bring_in);
+    return status == DE_OK ? bring_in_start(domain->bring_in) : status == DE_SYSTEM ? errno : ENOMEM;
+}
+
+static void stop_bringing_in(struct pager_domain *domain)
+{
+    if (domain->bring_in)
+        bring_in_stop(domain->bring_in);
+    bring_in_free(domain->bring_in);
+    domain->bring_in = NULL;
 }
 
 static void domain_free(struct pager_domain *domain)
 {
     if (!domain)
         return;
+    stop_bringing_in(domain);
     swap_in_free(domain->swap_in);
-    de_holds_close(domain->holds);
+    de_holds_close(atomic_load(&domain->holds));
     table_close(&domain->table);
     free(domain);
 }
@@ -233,6 +253,7 @@ static void domain_unlist(struct de_pager *pager, struct pager_domain *domain)
     while (domain->references)
         pthread_cond_wait(&pager->changed, &pager->lock);
     pthread_mutex_unlock(&pager->lock);
+    stop_bringing_in(domain);
     if (domain->swap_in)
         swap_in_stop(domain->swap_in);
     atomic_fetch_sub(&pager->table_bytes, domain_bytes(domain));
@@ -425,9 +446,26 @@ static void request_stop(struct de_pager *pager)
 
 static void stop_domains(struct de_pager *pager)
 {
-    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++)
-        if (pager->domains[i] && pager->domains[i]->swap_in)
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++) {
+        if (!pager->domains[i])
+            continue;
+        stop_bringing_in(pager->domains[i]);
+        if (pager->domains[i]->swap_in)
             swap_in_stop(pager->domains[i]->swap_in);
+    }
+}
+
+static int start_domains(struct de_pager *pager)
+{
+    int error = 0;
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS && !error; i++) {
+        struct pager_domain *domain = pager->domains[i];
+        if (domain && domain->swap_in)
+            error = swap_in_start(domain->swap_in);
+        if (domain && !error)
+            error = start_bringing_in(pager, domain);
+    }
+    return error;
 }
 
 static int start_threads(struct de_pager *pager)
@@ -449,10 +487,7 @@ int de_pager_start(struct de_pager *pager)
         return DE_BUSY;
     atomic_store(&pager->stop, false);
     pthread_mutex_lock(&pager->proposals);
-    int error = 0;
-    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS && !error; i++)
-        if (pager->domains[i] && pager->domains[i]->swap_in)
-            error = swap_in_start(pager->domains[i]->swap_in);
+    int error = start_domains(pager);
     if (!error)
         error = start_threads(pager);
     if (error)
@@ -536,20 +571,44 @@ void de_pager_free(struct de_pager *pager)
     de_pager_leave(pager);
 }
 
+/* What a server changes meanwhile it notes once the table is there; what it changed before is seen here. */
+void pager_set_holds(struct de_pager *pager, struct pager_domain *domain, struct de_holds *holds)
+{
+    atomic_store(&domain->holds, holds);
+    atomic_fetch_add(&pager->table_bytes, de_holds_bytes(holds));
+    for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
+        if (entry_get(domain, gfn).object == DE_NONE)
+            continue;
+        de_holds_note(holds, gfn, DE_HOLDS_OUT, true);
+        if (entry_get(domain, gfn).object == DE_NONE)
+            de_holds_note(holds, gfn, DE_HOLDS_OUT, false);
+    }
+}
+
+static int give_holds(struct de_pager *pager, struct pager_domain *domain)
+{
+    struct de_holds *holds = NULL;
+    if (atomic_load(&domain->holds))
+        return DE_OK;
+    int status =
+        de_holds_create(pager->directory, domain->id, &domain->table.header->uuid, domain->gfns, &holds);
+    if (status != DE_OK)
+        return status;
+    pager_set_holds(pager, domain, holds);
+    atomic_fetch_or(&domain->table.header->flags, TABLE_DEVICE_MODEL);
+    return DE_OK;
+}
+
 int de_pager_set_device_model(struct de_pager *pager, uint16_t id)
 {
     int status = DE_NOT_FOUND;
-    struct de_holds *holds = NULL;
     pthread_mutex_lock(&pager->proposals);
     struct pager_domain *domain = pager_domain_get(pager, id);
     if (domain)
-        status = domain->holds ? DE_OK
-                               : de_holds_create(pager->directory, id, &domain->table.header->uuid,
-                                                 domain->gfns, &holds);
-    if (holds) {
-        domain->holds = holds;
-        atomic_fetch_or(&domain->table.header->flags, TABLE_DEVICE_MODEL);
-        atomic_fetch_add(&pager->table_bytes, de_holds_bytes(holds));
+        status = give_holds(pager, domain);
+    if (status == DE_OK && pager->started) {
+        errno = start_bringing_in(pager, domain);
+        status = errno ? DE_SYSTEM : DE_OK;
     }
     if (domain)
         pager_domain_put(pager, domain);
@@ -562,8 +621,8 @@ int de_pager_holds_path(struct de_pager *pager, uint16_t id, char *path, size_t 
     int status = DE_NOT_FOUND;
     pthread_mutex_lock(&pager->proposals);
     struct pager_domain *domain = pager_domain_get(pager, id);
-    if (domain && domain->holds) {
-        snprintf(path, capacity, "/proc/%d/fd/%d", (int)getpid(), de_holds_fd(domain->holds));
+    if (domain && atomic_load(&domain->holds)) {
+        snprintf(path, capacity, "/proc/%d/fd/%d", (int)getpid(), de_holds_fd(atomic_load(&domain->holds)));
         status = DE_OK;
     }
     if (domain)

@@ -135,8 +135,12 @@ static int evict_verified(struct de_pager *pager, struct place place, struct ent
         de_store_release(pager->store, object);
         return DE_PROPOSAL_TOUCHED;
     }
+    /* First, so that a load in between takes it back. */
+    pager_note(place.domain, place.gfn, DE_HOLDS_OUT, true);
     int error = HYPERCALL(pager, paging_evict, place.domain->id, place.gfn);
     bool ours = settle(pager, place, evicting, error == 0);
+    if (error)
+        pager_note(place.domain, place.gfn, DE_HOLDS_OUT, false);
     if (error && ours)
         de_store_release(pager->store, object);
     if (!error)
@@ -162,7 +166,7 @@ static int evict_locked(struct de_pager *pager, struct place place, uint32_t obj
 
 static int check_device_model(struct place place)
 {
-    const struct de_holds *holds = place.domain->holds;
+    const struct de_holds *holds = atomic_load(&place.domain->holds);
     return holds && !de_holds_attached(holds) ? DE_PROPOSAL_NO_HOLDS : DE_PROPOSAL_DONE;
 }
 
@@ -170,7 +174,7 @@ static int check_device_model(struct place place)
  * one until after the other. */
 static int evict(struct de_pager *pager, struct place place, uint32_t object)
 {
-    struct de_holds *holds = place.domain->holds;
+    struct de_holds *holds = atomic_load(&place.domain->holds);
     int result = check_device_model(place);
     if (result)
         return result;
@@ -272,9 +276,12 @@ static int share(struct de_pager *pager, struct place source, struct place clien
         return result;
     error = HYPERCALL(pager, share, source.domain->id, source.gfn, source_handle, client.domain->id,
                       client.gfn, client_handle);
-    if (!error)
-        count(pager, COUNT_SHARES);
-    return share_error(error);
+    if (error)
+        return share_error(error);
+    count(pager, COUNT_SHARES);
+    pager_note(source.domain, source.gfn, DE_HOLDS_SHARED, true);
+    pager_note(client.domain, client.gfn, DE_HOLDS_SHARED, true);
+    return DE_PROPOSAL_DONE;
 }
 
 void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, const uint32_t *source_gfns,
@@ -302,6 +309,8 @@ void de_pager_unshare(struct de_pager *pager, const uint16_t *domains, const uin
         results[i] = find_place(pager, domains[i], gfns[i], &place);
         if (!results[i])
             results[i] = frame_error(HYPERCALL(pager, unshare, domains[i], gfns[i]));
+        if (!results[i])
+            pager_note(place.domain, place.gfn, DE_HOLDS_SHARED, false);
     }
     pthread_mutex_unlock(&pager->proposals);
 }

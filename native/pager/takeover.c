@@ -216,11 +216,12 @@ static void claim_entries(struct de_pager *pager, struct pager_domain *domain)
 static int take_holds(struct opening *opening, struct pager_domain *domain)
 {
     const struct de_uuid *uuid = &domain->table.header->uuid;
-    int status = de_holds_reopen(opening->directory, domain->id, uuid, domain->gfns, &domain->holds);
+    struct de_holds *holds;
+    int status = de_holds_reopen(opening->directory, domain->id, uuid, domain->gfns, &holds);
     if (status == DE_NOT_FOUND || status == DE_CORRUPT)
-        status = de_holds_create(opening->directory, domain->id, uuid, domain->gfns, &domain->holds);
+        status = de_holds_create(opening->directory, domain->id, uuid, domain->gfns, &holds);
     if (status == DE_OK)
-        atomic_fetch_add(&opening->pager->table_bytes, de_holds_bytes(domain->holds));
+        pager_set_holds(opening->pager, domain, holds);
     return status;
 }
 
@@ -276,12 +277,12 @@ static int adopt(struct opening *opening, uint16_t id, struct table *table, uint
         return refuse(opening, status, "domain %u: %s", id, de_status_text(status));
     }
     atomic_store(&domain->halted, table->header->failure[0] != 0);
+    claim_entries(opening->pager, domain);
     if (table->header->flags & TABLE_DEVICE_MODEL) {
         int taken = take_holds(opening, domain);
         if (taken != DE_OK)
             return refuse(opening, taken, "hold table of domain %u: %s", id, de_status_text(taken));
     }
-    claim_entries(opening->pager, domain);
     settle_events(opening->pager, domain, answered);
     return DE_OK;
 }

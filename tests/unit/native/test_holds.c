@@ -5,11 +5,14 @@
 #include "../../../native/simulation/scratch.h"
 #include "paging.h"
 
+#include <diffengine/device_models.h>
 #include <diffengine/holds.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 enum { GFNS = 32, WRITES = 3000, EVICTIONS = 100 };
@@ -188,6 +191,140 @@ static void test_write_in_between(bool with_holds)
     finish(device_domain);
 }
 
+/* What the pager says of pages, and what it brings in when it is asked. */
+static void test_hints_and_requests(void)
+{
+    start();
+    uint16_t domain = make_domain(4, 40);
+    uint32_t first = put_filled(store, 40), second = put_filled(store, 41);
+    CHECK_EQ(evict(domain, 0, first), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    struct de_holds *holds = attach(domain);
+    CHECK_EQ(de_holds_hints(holds, 0), DE_HOLDS_OUT);
+    CHECK_EQ(de_holds_hints(holds, 1), 0);
+    CHECK_EQ(evict(domain, 1, second), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_holds_hints(holds, 1), DE_HOLDS_OUT);
+    CHECK_EQ(de_holds_take_plain(holds, 1), DE_BUSY);
+    CHECK_EQ(de_holds_take_plain(holds, 2), DE_OK);
+    de_holds_drop(holds, 2);
+    check_page(domain, 1, 41);
+    CHECK_EQ(de_holds_hints(holds, 1), 0);
+    /* Nobody serves yet: no answer, and the places are free again. */
+    CHECK_EQ(de_holds_take(holds, 0), DE_OK);
+    for (unsigned i = 0; i <= DE_HOLDS_REQUESTS; i++)
+        CHECK_EQ(de_holds_bring_in(holds, (uint32_t[]){0}, 1, 0), DE_BUSY);
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    CHECK_EQ(de_holds_bring_in(holds, (uint32_t[]){0, 1, 2, 3, 4000}, 5, 60000), DE_OK);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    CHECK_EQ(de_holds_hints(holds, 0), 0);
+    de_holds_drop(holds, 0);
+    de_pager_stop(pager);
+    check_page(domain, 0, 40);
+    de_holds_close(holds);
+    CHECK_EQ(de_store_release(store, first), DE_OK);
+    CHECK_EQ(de_store_release(store, second), DE_OK);
+    finish(domain);
+}
+
+/* A device model that takes the table's memory away harms nobody but its own domain. */
+static void test_truncated(void)
+{
+    start();
+    uint16_t domain = make_domain(2, 50);
+    uint32_t object = put_filled(store, 50);
+    char path[64];
+    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    struct de_holds *holds = attach(domain);
+    CHECK_EQ(de_pager_holds_path(pager, domain, path, sizeof path), DE_OK);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    CHECK_EQ(ftruncate(fd, 0), 0);
+    int result = evict(domain, 0, object);
+    CHECK(result == DE_PROPOSAL_NO_HOLDS || result == DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_HOLDS);
+    de_pager_stop(pager);
+    check_page(domain, 0, 50);
+    CHECK_EQ(close(fd), 0);
+    de_holds_close(holds);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish(domain);
+}
+
+static int visit(const char *directory, const void *hello, size_t bytes)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/" DE_DEVICE_MODELS_SOCKET, directory);
+    int visitor = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    CHECK_EQ(connect(visitor, (const struct sockaddr *)&address, sizeof address), 0);
+    CHECK_EQ(send(visitor, hello, bytes, MSG_NOSIGNAL), (ssize_t)bytes);
+    return visitor;
+}
+
+/* @return the answer's kind, -1: the pager hung up. @param[out] fd -1: none came. */
+static int hear(int visitor, int *fd)
+{
+    struct de_device_model_answer answer;
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec vector = {.iov_base = &answer, .iov_len = sizeof answer};
+    struct msghdr message = {
+        .msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    *fd = -1;
+    if (recvmsg(visitor, &message, MSG_CMSG_CLOEXEC) != (ssize_t)sizeof answer)
+        return -1;
+    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (header)
+        memcpy(fd, CMSG_DATA(header), sizeof *fd);
+    return answer.kind;
+}
+
+static void test_socket(void)
+{
+    char directory[64];
+    int lock = scratch_make("/dev/shm", directory, sizeof directory), fd;
+    CHECK(lock >= 0);
+    start();
+    uint16_t domain = make_domain(2, 60);
+    uint32_t object = put_filled(store, 60);
+    struct de_device_models *models;
+    CHECK_EQ(de_device_models_create(directory, pager, &models), DE_OK);
+    struct de_device_model_hello hello = {DE_DEVICE_MODELS_MAGIC, DE_DEVICE_MODELS_VERSION + 1, domain};
+    int other = visit(directory, &hello, sizeof hello);
+    CHECK_EQ(hear(other, &fd), DE_DEVICE_MODEL_VERSION);
+    CHECK_EQ(hear(other, &fd), -1);
+    int nonsense = visit(directory, "nonsense, and long enough", 25);
+    CHECK_EQ(hear(nonsense, &fd), -1);
+    hello.version = DE_DEVICE_MODELS_VERSION;
+    int early = visit(directory, &hello, sizeof hello);
+    CHECK_EQ(hear(early, &fd), DE_DEVICE_MODEL_WAIT);
+    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    CHECK_EQ(hear(early, &fd), DE_DEVICE_MODEL_TABLE);
+    /* Having the table is not keeping it. */
+    CHECK(fd >= 0);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_HOLDS);
+    struct de_holds *holds;
+    CHECK_EQ(de_holds_attach_fd(fd, &holds), DE_OK);
+    CHECK_EQ(de_holds_fd(holds), -1);
+    CHECK_EQ(de_holds_take(holds, 0), DE_OK);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_HELD);
+    de_holds_drop(holds, 0);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    check_page(domain, 0, 60);
+    de_holds_close(holds);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_HOLDS);
+    /* One that waits when the pager ends. */
+    hello.domain = 999;
+    int late = visit(directory, &hello, sizeof hello);
+    CHECK_EQ(hear(late, &fd), DE_DEVICE_MODEL_WAIT);
+    de_device_models_free(models);
+    CHECK_EQ(hear(late, &fd), -1);
+    CHECK_EQ(close(other) + close(nonsense) + close(early) + close(late), 0);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish(domain);
+    char path[128];
+    snprintf(path, sizeof path, "%s/" DE_DEVICE_MODELS_SOCKET, directory);
+    CHECK_EQ(unlink(path) + rmdir(directory) + close(lock), 0);
+}
+
 /* A device model at full speed, and an evictor likewise, until both have done enough. */
 struct device {
     uint16_t domain;
@@ -343,6 +480,9 @@ int main(void)
     test_write_in_between(true);
     test_killed();
     test_successor();
+    test_hints_and_requests();
+    test_truncated();
+    test_socket();
     test_device_model_and_evictor();
     return 0;
 }
