@@ -96,7 +96,9 @@ static bool take_hello(struct visitor *visitor)
 static bool give_table(struct de_device_models *models, const struct visitor *visitor)
 {
     char path[64];
-    if (de_pager_holds_path(models->pager, visitor->domain, path, sizeof path) != DE_OK)
+    /* The pager need not have heard of it from anybody else. */
+    if (de_pager_set_device_model(models->pager, visitor->domain) != DE_OK ||
+        de_pager_holds_path(models->pager, visitor->domain, path, sizeof path) != DE_OK)
         return true;
     /* A description of its own, as the lock is on that. */
     int fd = open(path, O_RDWR | O_CLOEXEC);

@@ -283,7 +283,7 @@ static void test_socket(void)
     int lock = scratch_make("/dev/shm", directory, sizeof directory), fd;
     CHECK(lock >= 0);
     start();
-    uint16_t domain = make_domain(2, 60);
+    uint16_t domain = make_guest(2, 60);
     uint32_t object = put_filled(store, 60);
     struct de_device_models *models;
     CHECK_EQ(de_device_models_create(directory, pager, &models), DE_OK);
@@ -296,7 +296,7 @@ static void test_socket(void)
     hello.version = DE_DEVICE_MODELS_VERSION;
     int early = visit(directory, &hello, sizeof hello);
     CHECK_EQ(hear(early, &fd), DE_DEVICE_MODEL_WAIT);
-    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 2), DE_OK);
     CHECK_EQ(hear(early, &fd), DE_DEVICE_MODEL_TABLE);
     /* Having the table is not keeping it. */
     CHECK(fd >= 0);
