@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -34,6 +33,7 @@
 #define NS_PER_MS 1000000u
 #define NS_PER_S 1000000000u
 #define MAX_GUARDED 512u
+#define GUARD_CLAIMED 1u /**< no address */
 
 /** A request's state; DONE has the status in the bits above. */
 enum { REQUEST_FREE, REQUEST_CLAIMED, REQUEST_ASKED, REQUEST_DONE, REQUEST_STATE = 0xff, STATUS_SHIFT = 8 };
@@ -54,11 +54,13 @@ struct holds_header {
     _Alignas(64) struct request requests[DE_HOLDS_REQUESTS];
 };
 
+struct guarded;
+
 struct de_holds {
     int fd;
     uint32_t gfns;
-    bool guarded;
-    atomic_bool void_table; /**< it lost its memory */
+    struct guarded *guard; /**< NULL: of a device model */
+    bool void_table;       /**< atomic: it lost its memory */
     size_t bytes;
     struct holds_header *header;
     _Atomic uint8_t *pages;
@@ -66,19 +68,18 @@ struct de_holds {
 
 /* Tables of this process's pager that lose their memory. A slot is in use while `from` is not 0. */
 static struct guarded {
-    _Atomic(uintptr_t) from;
+    uintptr_t from;
     size_t bytes;
     struct de_holds *holds;
 } guarded[MAX_GUARDED];
-static pthread_mutex_t guarded_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction others;
 static bool guarding;
 
 static struct guarded *guarded_at(uintptr_t address)
 {
     for (size_t i = 0; i < MAX_GUARDED; i++) {
-        uintptr_t from = atomic_load(&guarded[i].from);
-        if (from && address >= from && address - from < guarded[i].bytes)
+        uintptr_t from = __atomic_load_n(&guarded[i].from, __ATOMIC_SEQ_CST);
+        if (from > GUARD_CLAIMED && address >= from && address - from < guarded[i].bytes)
             return &guarded[i];
     }
     return NULL;
@@ -91,7 +92,7 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
     void *page = (void *)((uintptr_t)info->si_addr & ~(uintptr_t)(DE_PAGE_SIZE - 1));
     if (place && mmap(page, DE_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
                       0) != MAP_FAILED) {
-        atomic_store(&place->holds->void_table, true);
+        __atomic_store_n(&place->holds->void_table, true, __ATOMIC_SEQ_CST);
         errno = error;
         return;
     }
@@ -104,30 +105,24 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
     errno = error;
 }
 
+/* Without a lock: a table is made when a domain comes, by whatever thread. Not by <stdatomic.h>: this is the
+ * process's own, which the simulation has no part in. */
 static void guard(struct de_holds *holds)
 {
     struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
-    pthread_mutex_lock(&guarded_lock);
-    if (!guarding)
-        guarding = sigaction(SIGBUS, &action, &others) == 0;
-    for (size_t i = 0; i < MAX_GUARDED && !holds->guarded; i++) {
-        if (atomic_load(&guarded[i].from))
+    if (!__atomic_exchange_n(&guarding, true, __ATOMIC_SEQ_CST))
+        sigaction(SIGBUS, &action, &others);
+    for (size_t i = 0; i < MAX_GUARDED; i++) {
+        uintptr_t from = 0;
+        if (!__atomic_compare_exchange_n(&guarded[i].from, &from, GUARD_CLAIMED, false, __ATOMIC_SEQ_CST,
+                                         __ATOMIC_SEQ_CST))
             continue;
         guarded[i].bytes = holds->bytes;
         guarded[i].holds = holds;
-        atomic_store(&guarded[i].from, (uintptr_t)holds->header);
-        holds->guarded = true;
+        __atomic_store_n(&guarded[i].from, (uintptr_t)holds->header, __ATOMIC_SEQ_CST);
+        holds->guard = &guarded[i];
+        return;
     }
-    pthread_mutex_unlock(&guarded_lock);
-}
-
-static void unguard(struct de_holds *holds)
-{
-    pthread_mutex_lock(&guarded_lock);
-    for (size_t i = 0; i < MAX_GUARDED && holds->guarded; i++)
-        if (atomic_load(&guarded[i].from) == (uintptr_t)holds->header)
-            atomic_store(&guarded[i].from, 0);
-    pthread_mutex_unlock(&guarded_lock);
 }
 
 static size_t file_bytes(uint32_t gfns)
@@ -247,8 +242,8 @@ void de_holds_close(struct de_holds *holds)
 {
     if (!holds)
         return;
-    if (holds->guarded)
-        unguard(holds);
+    if (holds->guard)
+        __atomic_store_n(&holds->guard->from, 0, __ATOMIC_SEQ_CST);
     munmap(holds->header, holds->bytes);
     if (holds->fd >= 0)
         close(holds->fd);
@@ -280,7 +275,7 @@ size_t de_holds_bytes(const struct de_holds *holds)
 
 bool de_holds_attached(const struct de_holds *holds)
 {
-    if (atomic_load(&holds->void_table))
+    if (__atomic_load_n(&holds->void_table, __ATOMIC_SEQ_CST))
         return false;
     if (flock(holds->fd, LOCK_SH | LOCK_NB))
         return errno == EWOULDBLOCK;
@@ -390,6 +385,8 @@ int de_holds_attach_fd(int fd, struct de_holds **result)
     }
     close(holds->fd);
     holds->fd = -1;
+    /* A child would keep the lock. */
+    (void)madvise(holds->header, holds->bytes, MADV_DONTFORK);
     for (uint32_t gfn = 0; gfn < holds->gfns; gfn++)
         atomic_fetch_and(&holds->pages[gfn], (uint8_t)~COUNT);
     for (uint32_t i = 0; i < DE_HOLDS_REQUESTS; i++)

@@ -120,6 +120,7 @@ struct de_pager {
     size_t retired_count;
 
     bool started;
+    bool serves_requests; /**< of device models; under `proposals` */
     atomic_bool stop;
     atomic_bool gone; /**< the hypervisor does not answer any more */
     pthread_t server_thread;

@@ -254,6 +254,8 @@ static int serve(struct de_pager *pager, const char *directory)
     if (status == DE_OK)
         status = de_pager_start(pager);
     if (status == DE_OK)
+        status = de_pager_serve_requests(pager);
+    if (status == DE_OK)
         status = de_device_models_create(directory, pager, &models);
     if (status == DE_OK)
         status = publisher_start(&publisher, server);

@@ -462,10 +462,21 @@ static int start_domains(struct de_pager *pager)
         struct pager_domain *domain = pager->domains[i];
         if (domain && domain->swap_in)
             error = swap_in_start(domain->swap_in);
-        if (domain && !error)
-            error = start_bringing_in(pager, domain);
     }
     return error;
+}
+
+int de_pager_serve_requests(struct de_pager *pager)
+{
+    int error = 0;
+    pthread_mutex_lock(&pager->proposals);
+    pager->serves_requests = true;
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS && !error; i++)
+        if (pager->domains[i])
+            error = start_bringing_in(pager, pager->domains[i]);
+    pthread_mutex_unlock(&pager->proposals);
+    errno = error;
+    return error ? DE_SYSTEM : DE_OK;
 }
 
 static int start_threads(struct de_pager *pager)
@@ -507,6 +518,7 @@ void de_pager_stop(struct de_pager *pager)
     pthread_join(pager->retire_thread, NULL);
     pthread_mutex_lock(&pager->proposals);
     pager->started = false;
+    pager->serves_requests = false;
     stop_domains(pager);
     pthread_mutex_unlock(&pager->proposals);
 }
@@ -606,7 +618,7 @@ int de_pager_set_device_model(struct de_pager *pager, uint16_t id)
     struct pager_domain *domain = pager_domain_get(pager, id);
     if (domain)
         status = give_holds(pager, domain);
-    if (status == DE_OK && pager->started) {
+    if (status == DE_OK && pager->serves_requests) {
         errno = start_bringing_in(pager, domain);
         status = errno ? DE_SYSTEM : DE_OK;
     }

@@ -132,6 +132,9 @@ int de_pager_holds_path(struct de_pager *pager, uint16_t domain, char *path, siz
 
 /** Serve faults on two threads of the pager's own, until de_pager_stop(). DE_OK, DE_BUSY or DE_SYSTEM. */
 int de_pager_start(struct de_pager *pager);
+/** Also load what device models ask for (holds.h), on a thread per domain that has one, until
+ * de_pager_stop(). DE_OK or DE_SYSTEM. */
+int de_pager_serve_requests(struct de_pager *pager);
 void de_pager_stop(struct de_pager *pager);
 /** The hypervisor does not answer any more: nothing is left to serve. */
 bool de_pager_gone(struct de_pager *pager);

@@ -214,6 +214,7 @@ static void test_hints_and_requests(void)
     for (unsigned i = 0; i <= DE_HOLDS_REQUESTS; i++)
         CHECK_EQ(de_holds_bring_in(holds, (uint32_t[]){0}, 1, 0), DE_BUSY);
     CHECK_EQ(de_pager_start(pager), DE_OK);
+    CHECK_EQ(de_pager_serve_requests(pager), DE_OK);
     CHECK_EQ(de_holds_bring_in(holds, (uint32_t[]){0, 1, 2, 3, 4000}, 5, 60000), DE_OK);
     CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
     CHECK_EQ(de_holds_hints(holds, 0), 0);
@@ -238,6 +239,7 @@ static void test_truncated(void)
     CHECK_EQ(de_pager_holds_path(pager, domain, path, sizeof path), DE_OK);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     CHECK_EQ(de_pager_start(pager), DE_OK);
+    CHECK_EQ(de_pager_serve_requests(pager), DE_OK);
     CHECK_EQ(ftruncate(fd, 0), 0);
     int result = evict(domain, 0, object);
     CHECK(result == DE_PROPOSAL_NO_HOLDS || result == DE_PROPOSAL_DONE);

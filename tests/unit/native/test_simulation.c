@@ -7,7 +7,7 @@
 #include <diffengine/status.h>
 #include <string.h>
 
-#define SEEDS 40u
+#define SEEDS 60u
 #define OPERATIONS 4000u
 
 static void run(const struct de_simulation_options *options, struct de_simulation_result *result)
