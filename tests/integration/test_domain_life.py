@@ -13,6 +13,8 @@ import pytest
 
 from command import diffengine, output_of
 from daemon_host import ENGINE, Line, Loop, Parts, daemon_parts, loop
+from diffengine.hypervisor.machine_process import MachineClient
+from diffengine.native import as_addresses
 from diffengine.service import attached
 from diffengine.service.configuration import configuration
 from diffengine.service.domain_description import NAMESPACE
@@ -120,6 +122,77 @@ def test_a_pause_outlives_a_number(parts: Parts, line: Line) -> None:
     assert domain(line, again)["standing"] == "starting"
     parts.machine.destroy_domain(again)
     wait_until(lambda: not known(line, again), "it does not go")
+
+
+# Memory for a domain that starts, and dom0's own.
+
+
+def empty_domain(machine: MachineClient, gfns: int) -> int:
+    """As a toolstack has made it, before it has its memory."""
+    domid = machine.binding.ffi.new("uint16_t *")
+    assert machine._call("domain_create", gfns, domid) == 0
+    return int(domid[0])
+
+
+def populate(machine: MachineClient, domid: int, count: int) -> int:
+    """Pages of zeros that it got."""
+    null, zeros = machine.binding.ffi.NULL, np.zeros(count, dtype=np.uint64)
+    return int(machine._call("populate", domid, null, as_addresses(zeros), count, null))
+
+
+def test_what_was_freed_for_a_domain_nobody_else_takes(path: Path, tmp_path: Path, on: Loop) -> None:
+    other = tmp_path / "status.sock"
+    with daemon_parts(other, on) as parts, closing(Line(other)) as line:
+        domid = empty_domain(parts.machine, 1280)
+        made = result(line, "free", mib=5, timeout_s=120, domain=domid)
+        assert (made["enough"], made["claimed_for"]) == (True, domid)
+        result(line, "pause")
+        # Whoever else comes, gets only the rest.
+        hog = empty_domain(parts.machine, 4000)
+        assert populate(parts.machine, hog, 4000) < 4000
+        assert parts.machine.memory().free == 1280
+        assert populate(parts.machine, domid, 1280) == 1280
+        parts.machine.destroy_domain(hog)
+
+
+def test_a_domain_that_starts_finds_what_was_promised(parts: Parts, tmp_path: Path, on: Loop) -> None:
+    other = tmp_path / "status.sock"
+    with daemon_parts(other, on) as parts, closing(Line(other)) as line:
+        assert result(line, "free", mib=5, timeout_s=120, hold_s=600)["enough"] is True
+        domid = parts.machine.create_domain(np.zeros(1280, dtype=np.uint64))
+        wait_until(lambda: known(line, domid), "it is not seen")
+        promise = parts.worker.submit(lambda operations: operations._promise).result
+        wait_until(lambda: parts.worker.submit(lambda operations: operations._promise).result() is None, "it is kept")
+        assert promise() is None
+
+
+def test_what_others_take_of_a_promise_is_freed_anew(tmp_path: Path, on: Loop) -> None:
+    other = tmp_path / "status.sock"
+    with daemon_parts(other, on) as parts, closing(Line(other)) as line:
+        wait_until(lambda: result(line, "status")["evicted_pages"] > 1500, "nothing is evicted")
+        free = parts.machine.memory().free // 256
+        result(line, "free", mib=free, timeout_s=120, hold_s=600)
+        # A guest's pages come back.
+        result(line, "page-in", domain="web")
+        wait_until(lambda: result(line, "status")["freeing"], "nobody minds")
+        result(line, "resume", domain="web")
+        wait_until(lambda: not result(line, "status")["freeing"], "it is not freed anew")
+        assert parts.machine.memory().free >= free * 256
+
+
+def test_dom0_keeps_what_it_needs(parts: Parts, tmp_path: Path, on: Loop) -> None:
+    other = tmp_path / "status.sock"
+    values = {"engine": ENGINE, "domains": {"enabled": True}, "dom0": {"min_available_mib": 1 << 20}}
+    with daemon_parts(other, on, settings=configuration(values)) as parts, closing(Line(other)) as line:
+
+        def refused() -> bool:
+            return any(each["reason"] == "store_full" for each in result(line, "reasons", domain="web")["reasons"])
+
+        wait_until(refused, "the store takes more")
+        assert result(line, "status")["memory"]["store"] == 0
+        relaxed = configuration({**values, "dom0": {"min_available_mib": 0}})
+        parts.worker.submit(lambda operations: operations.use(relaxed)).result()
+        wait_until(lambda: result(line, "status")["evicted_pages"] > 1500, "it takes nothing")
 
 
 # libvirt.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from diffengine.hypervisor.protocol import Life
 from diffengine.service.attached import Cause
 from diffengine.service.configuration import ConfigurationError, DomainSettings, configuration, with_words
+from diffengine.service.dom0_memory import MEMINFO, available_bytes
 from diffengine.service.domain_description import words_of
 from diffengine.service.readiness import LONG_AGO, why_not_yet
 
@@ -84,6 +85,13 @@ def test_a_wrong_description_is_refused_and_says_whose(xml: str, why: str) -> No
 def test_whatever_it_says_it_is_taken_or_refused(xml: str) -> None:
     with suppress(ConfigurationError):
         words_of(xml, UUID)
+
+
+def test_what_dom0_has_left_is_its_kernels_word() -> None:
+    assert available_bytes("MemTotal:  716800 kB\nMemAvailable:   65536 kB\nBuffers: 1 kB\n") == 64 << 20
+    assert available_bytes(MEMINFO.read_text()) > 0
+    with pytest.raises(ValueError, match="MemAvailable"):
+        available_bytes("MemFree: 1 kB\n")
 
 
 def test_where_libvirt_is_stands_in_the_file() -> None:

@@ -53,6 +53,8 @@ def add_parsers(commands: "argparse._SubParsersAction[Any]") -> None:
     free.add_argument(
         "--timeout-s", type=whole_number(1, 600), default=30, metavar="S", help="and then say how far it came (30)"
     )
+    free.add_argument("--hold-s", type=whole_number(0, 600), metavar="S", help="keep it, until a domain comes (60)")
+    free.add_argument("--for", dest="domain", metavar="DOMAIN", help="one that waits for its memory: claim it")
     add("drain", Command("drain", "bring all pages of all domains back, and pause the engine", show_pages))
     events = add("events", Command("events", "tell what happens, until interrupted", show_event))
     events.set_defaults(run=run_events)
@@ -79,7 +81,7 @@ def setting(text: str) -> Any:
 
 
 def parameters_of(arguments: argparse.Namespace) -> Values:
-    names = ("domain", "key", "mib", "timeout_s")
+    names = ("domain", "key", "mib", "timeout_s", "hold_s")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     return {**given, "value": arguments.value} if "key" in given else given
 

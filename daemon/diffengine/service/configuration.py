@@ -56,7 +56,7 @@ NOTHING_SAID = DomainSettings(enabled=False, trust_group=None, min_resident_mib=
 @dataclass(frozen=True)
 class Configuration:
     """Everything that can be set. others: domains without a table. domains: by UUID (lower case) or name. libvirt_uri:
-    None: Xen's, where libvirt serves it.
+    None: Xen's, where libvirt serves it. min_available_mib: of dom0's memory, below which the store takes nothing more.
 
     values: what it was read from.
     """
@@ -67,6 +67,7 @@ class Configuration:
     socket_path: Path
     socket_group: str
     libvirt_uri: str | None
+    min_available_mib: float
     values: Values = field(compare=False, repr=False)
 
     def domain(self, identity: Identity) -> DomainSettings:
@@ -116,7 +117,7 @@ def _configuration(top: CheckedTable, seed: int) -> Configuration:
     policies = read_policies(top.table("policies"))
     others = top.table("domains")
     default = _domain(others, NOTHING_SAID, named=False)
-    socket, libvirt = top.table("socket"), top.table("libvirt")
+    socket, libvirt, dom0 = top.table("socket"), top.table("libvirt"), top.table("dom0")
     path = socket.text("path", str(SOCKET)) or str(SOCKET)
     if not path.startswith("/"):
         socket.refuse("path", "a path that begins with /")
@@ -127,10 +128,12 @@ def _configuration(top: CheckedTable, seed: int) -> Configuration:
         socket_path=Path(path),
         socket_group=socket.text("group", "diffengine") or "diffengine",
         libvirt_uri=libvirt.text("uri"),
+        min_available_mib=dom0.number("min_available_mib", 64, 0, MOST_MIB, " MiB"),
         values=top.values,
     )
     socket.finish()
     libvirt.finish()
+    dom0.finish()
     top.finish()
     return result
 

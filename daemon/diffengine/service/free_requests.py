@@ -10,6 +10,7 @@ from diffengine.settings.checked import MOST_MIB
 
 TIMEOUT_S = 30.0
 MOST_TIMEOUT_S = 600.0
+HOLD_S = 60.0
 
 
 class FreeRequestError(DiffengineError):
@@ -18,10 +19,16 @@ class FreeRequestError(DiffengineError):
 
 @dataclass(frozen=True)
 class FreeRequest:
-    """So many MiB are to be free for a domain that is about to start, in so many seconds if possible."""
+    """So many MiB are to be free for a domain that is about to start, in so many seconds if possible.
+
+    domain: one that is there already, without its memory, and is to have the frames claimed for it. hold_s: without
+    one, so long, or until a domain comes, the memory is freed anew if others take of it.
+    """
 
     mib: int
     timeout_s: float = TIMEOUT_S
+    domain: str | None = None
+    hold_s: float = HOLD_S
 
 
 def parse_free_request(untrusted_text: str) -> FreeRequest:

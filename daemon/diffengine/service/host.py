@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffengine.hypervisor.machine_process import MachineClient
-from diffengine.hypervisor.pager_client import PagerClient, PagerInUseError
+from diffengine.hypervisor.pager_client import PagerInUseError
 from diffengine.hypervisor.protocol import Host
 from diffengine.hypervisor.xen import XenHost
 from diffengine.hypervisor.xen.gather import toolstack_configurations
 from diffengine.hypervisor.xen.xenstore import find_xenstore
 from diffengine.service.configuration import Identity
+from diffengine.service.dom0_memory import SparingPager
 
 # Of the pager alone, mode 0700; the status socket is beside it.
 STATE = Path("/run/diffengine/pager")
@@ -57,7 +58,7 @@ class Connected:
     kind: str
     state: Path
     host: Host
-    pager: PagerClient
+    pager: SparingPager
     identify: Callable[[], Mapping[int, Identity]]
 
 
@@ -102,11 +103,11 @@ def _xen_identities(xen: XenHost) -> dict[int, Identity]:
     }
 
 
-def _connect_pager(state: Path) -> PagerClient:
+def _connect_pager(state: Path) -> SparingPager:
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return PagerClient(state)
+            return SparingPager(state)
         except PagerInUseError:
             if time.monotonic() > deadline_s:
                 raise

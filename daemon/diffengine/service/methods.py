@@ -12,7 +12,7 @@ from diffengine.errors import DiffengineError, one_line
 from diffengine.service.configuration import ConfigurationError
 from diffengine.service.events import EventKind, Events
 from diffengine.service.explain import explain
-from diffengine.service.free_requests import FreeRequest
+from diffengine.service.free_requests import HOLD_S, MOST_TIMEOUT_S, TIMEOUT_S, FreeRequest
 from diffengine.service.host import Connected
 from diffengine.service.operations import Operations, RefusedError, which
 from diffengine.service.release import release, take_back
@@ -198,12 +198,14 @@ class Methods:
     async def _free(self, parameters: CheckedTable) -> Answer:
         """A hint: whatever is free when the time is over is told."""
         mib = parameters.optional_whole("mib", 1, MOST_MIB, " MiB")
-        timeout_s = parameters.number("timeout_s", 30.0, 0.1, 600, " seconds")
+        timeout_s = parameters.number("timeout_s", TIMEOUT_S, 0.1, MOST_TIMEOUT_S, " seconds")
+        hold_s = parameters.number("hold_s", HOLD_S, 0, MOST_TIMEOUT_S, " seconds")
+        domain = domain_parameter(parameters)
         finish(parameters)
         if mib is None:
             raise RpcError(Code.INVALID_PARAMETERS, "params mib: must be how many MiB are wanted")
         async with self._alone():
-            return await self._free_now(FreeRequest(mib, timeout_s))
+            return await self._free_now(FreeRequest(mib, timeout_s, domain, hold_s))
 
     async def free(self, request: FreeRequest) -> Answer:
         """The same, in its turn: for who does not come over the socket."""
@@ -211,27 +213,31 @@ class Methods:
             return await self._free_now(request)
 
     async def _free_now(self, request: FreeRequest) -> Answer:
-        wanted = request.mib * MIB
-        free = await self._free_bytes()
-        if free < wanted:
-            free = await self._make_free(wanted, request.timeout_s)
-        return {"mib": request.mib, "free_mib": free // MIB, "enough": free >= wanted}
+        wanted, name = request.mib * MIB, request.domain
+        domid = None if name is None else await self._on_engine(lambda operations: operations.find(name))
+        free, enough = await self._on_engine(lambda operations: operations.take_free(wanted, domid))
+        if not enough:
+            free, enough = await self._make_free(wanted, domid, request.timeout_s)
+        if enough and domid is None:
+            await self._on_engine(lambda operations: operations.promise(wanted, request.hold_s))
+        return {"mib": request.mib, "free_mib": free // MIB, "enough": enough, "claimed_for": domid if enough else None}
 
-    async def _make_free(self, wanted: int, timeout_s: float) -> int:
+    async def _make_free(self, wanted: int, domid: int | None, timeout_s: float) -> tuple[int, bool]:
         loop = asyncio.get_running_loop()
         end_s = loop.time() + timeout_s
         await self._on_engine(lambda operations: operations.begin_freeing(wanted))
-        free = 0
+        free, enough = 0, False
         try:
-            while (free := await self._free_bytes()) < wanted and loop.time() < end_s:
-                await asyncio.sleep(LOOK_S)
+            while not enough:
+                free, enough = await self._on_engine(lambda operations: operations.take_free(wanted, domid))
+                if loop.time() >= end_s:
+                    break
+                if not enough:
+                    await asyncio.sleep(LOOK_S)
         finally:
             text = f"{wanted // MIB:,} MiB were wanted for another domain; {free // MIB:,} MiB are free"
             await self._on_engine(lambda operations: operations.end_freeing(text))
-        return free
-
-    async def _free_bytes(self) -> int:
-        return await self._on_engine(lambda operations: operations.free_bytes())
+        return free, enough
 
     def _alone(self) -> "_Alone":
         return _Alone(self._busy)

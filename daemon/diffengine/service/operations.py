@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from diffengine.engine import EngineOptions
@@ -54,6 +54,14 @@ class RefusedError(DiffengineError):
     """What was asked for can't be done now; why, and what to do."""
 
 
+@dataclass(frozen=True)
+class Promise:
+    """Memory that is kept free for a domain that is about to start. until_s: of the monotonic clock."""
+
+    wanted_bytes: int
+    until_s: float
+
+
 class Operations:
     """The engine, the settings that it works by, and what is asked of it."""
 
@@ -68,7 +76,11 @@ class Operations:
         self._since_s: dict[int, float] = {}
         self._all_paused = False
         self._wanted_bytes = 0
+        self._promise: Promise | None = None
+        self._promise_looked_s = float("-inf")
+        self._refreeing_bytes = 0
         self._start_s = time.monotonic()
+        self._spare_dom0()
         self._tell_s = float("-inf")
         self._attached = AttachedEngine(
             connected.host, connected.pager, configuration.engine, self._terms, self._standing_changed
@@ -83,6 +95,7 @@ class Operations:
     def step(self) -> float:
         """One step of the engine, if it is not paused. Seconds to wait before the next."""
         self._attached.look_in_time()
+        self._keep_promise()
         wait_s = TELL_INTERVAL_S if self._all_paused else self._attached.step()
         if time.monotonic() >= self._tell_s:
             self.refresh()
@@ -122,7 +135,7 @@ class Operations:
             self._attached,
             self._identities,
             paused=self._all_paused,
-            freeing=self._wanted_bytes > 0,
+            freeing=max(self._wanted_bytes, self._refreeing_bytes) > 0,
             taken_s=time.monotonic() - self._start_s,
         )
 
@@ -162,6 +175,8 @@ class Operations:
 
     def _identity(self, domid: int) -> Identity:
         if domid not in self._identities:
+            if self._promise:  # it has what was kept
+                self._promise = replace(self._promise, until_s=0.0)
             # Also for others that came meanwhile: asking may take a process of its own.
             self._identities.update(self._connected.identify())
             self._identities.setdefault(domid, Identity(domid))
@@ -227,6 +242,7 @@ class Operations:
         return self._overrides.held
 
     def _follow_settings(self) -> None:
+        self._spare_dom0()
         self._attached.set_options(self._options())
         self._attached.look()
         self.refresh()
@@ -325,8 +341,42 @@ class Operations:
     # Memory that is wanted.
 
     def free_bytes(self) -> int:
-        """What a domain that starts now can have: what is claimed is for others."""
-        return self._unclaimed() * PAGE_BYTES
+        """What a domain that starts now can have: neither what is claimed, nor what the reserve is still to get."""
+        memory, counters = self._connected.host.memory(), self._connected.pager.counters()
+        reserve = min(int(self.configuration.engine.reserve_mib * PAGES_PER_MIB), counters.evicted)
+        return max(0, memory.free - max(memory.claimed, reserve)) * PAGE_BYTES
+
+    def take_free(self, wanted_bytes: int, domid: int | None) -> tuple[int, bool]:
+        """What is free, and whether it is enough: for the domain, if there is one, for which it is claimed then."""
+        free_bytes = self.free_bytes()
+        if free_bytes < wanted_bytes or domid is None:
+            return free_bytes, free_bytes >= wanted_bytes
+        return free_bytes, self._claim_for(domid, wanted_bytes // PAGE_BYTES)
+
+    def _claim_for(self, domid: int, pages: int) -> bool:
+        host = self._connected.host
+        frames = host.domain_frames(domid)
+        if frames is None:
+            raise RefusedError(f"there is no domain {domid} any more")
+        if frames.claimed:
+            host.claim(domid, 0)
+        return host.claim(domid, frames.own + pages)
+
+    def promise(self, wanted_bytes: int, hold_s: float) -> None:
+        """So much stays free, by freeing anew what others take of it, until a domain comes or the time is over."""
+        self._promise = Promise(wanted_bytes, time.monotonic() + hold_s)
+
+    def _keep_promise(self) -> None:
+        now_s = time.monotonic()
+        if self._promise is None or now_s < self._promise_looked_s + TELL_INTERVAL_S:
+            return
+        self._promise_looked_s = now_s
+        if now_s >= self._promise.until_s:
+            self._promise = None
+        wanted = self._promise.wanted_bytes if self._promise and self.free_bytes() < self._promise.wanted_bytes else 0
+        if wanted != self._refreeing_bytes:
+            self._refreeing_bytes = wanted
+            self._attached.set_options(self._options())
 
     def begin_freeing(self, wanted_bytes: int) -> None:
         """Until `end_freeing`: a whole core, faster visits, and swap down to what leaves so much."""
@@ -340,12 +390,16 @@ class Operations:
         self._tell(EventKind.FREED, text, None)
         self.refresh()
 
+    def _spare_dom0(self) -> None:
+        self._connected.pager.least_available_bytes = int(self.configuration.min_available_mib) << 20
+
     def _options(self) -> EngineOptions:
         options = self.configuration.engine
-        if not self._wanted_bytes:
+        wanted_bytes = max(self._wanted_bytes, self._refreeing_bytes)
+        if not wanted_bytes:
             return options
         memory = self._connected.host.memory()
-        leaves = max(0.0, 1 - self._wanted_bytes / PAGE_BYTES / memory.frames - memory.claimed / memory.frames)
+        leaves = max(0.0, 1 - wanted_bytes / PAGE_BYTES / memory.frames - memory.claimed / memory.frames)
         return replace(
             options,
             cpu_share=1.0,
