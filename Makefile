@@ -38,7 +38,7 @@ help:
 	@echo 'make xen-shell  a root prompt in its dom0'
 	@echo 'make deb    build the Debian package; make test-deb installs, runs and purges it in a minimal Debian'
 	@echo 'make fuzz   fuzz the decoders (SECONDS=60 each)'
-	@echo 'make fuzz-socket  100,000 lines of nonsense for the status socket'
+	@echo 'make fuzz-socket  100,000 lines of nonsense for the status socket, and values for xenstore'
 
 $(STAMPS):
 	@mkdir -p $@
@@ -187,9 +187,10 @@ test-xen-intel: $(STAMPS)/venv $(STAMPS)/xen-intel-packages
 xen-shell: $(STAMPS)/venv $(STAMPS)/xen-packages
 	$(XEN_RIG) shell
 
-# Nonsense for the status socket; LINES=1000 is quick.
+# Nonsense for the status socket, and for xenstore; LINES=1000 is quick.
 LINES ?= 100000
-fuzz-socket: build
+fuzz-socket: build $(STAMPS)/xen-extra
+	PYTHONPATH=tests $(BIN)/python -m bench.xenstore_fuzz --values $(LINES)
 	PYTHONPATH=tests $(BIN)/python -m bench.socket_fuzz --lines $(LINES)
 
 # The Debian package, from a copy of the sources; it is built for Debian's own Python. pip fetches what Debian does not have.

@@ -21,6 +21,8 @@ from diffengine.service.domain_description import NAMESPACE
 from diffengine.service.libvirt_link import LibvirtLink
 
 DEADLINE_S = 60.0
+# Of what is asked for memory.
+PATIENCE_S = 200.0
 URI = "test:///default"
 ALL_ENABLED = {"engine": ENGINE, "domains": {"enabled": True, "grace_s": 86_400}}
 
@@ -140,9 +142,9 @@ def populate(machine: MachineClient, domid: int, count: int) -> int:
     return int(machine._call("populate", domid, null, as_addresses(zeros), count, null))
 
 
-def test_what_was_freed_for_a_domain_nobody_else_takes(path: Path, tmp_path: Path, on: Loop) -> None:
+def test_what_was_freed_for_a_domain_nobody_else_takes(tmp_path: Path, on: Loop) -> None:
     other = tmp_path / "status.sock"
-    with daemon_parts(other, on) as parts, closing(Line(other)) as line:
+    with daemon_parts(other, on) as parts, closing(Line(other, PATIENCE_S)) as line:
         domid = empty_domain(parts.machine, 1280)
         made = result(line, "free", mib=5, timeout_s=120, domain=domid)
         assert (made["enough"], made["claimed_for"]) == (True, domid)
@@ -155,20 +157,18 @@ def test_what_was_freed_for_a_domain_nobody_else_takes(path: Path, tmp_path: Pat
         parts.machine.destroy_domain(hog)
 
 
-def test_a_domain_that_starts_finds_what_was_promised(parts: Parts, tmp_path: Path, on: Loop) -> None:
+def test_a_domain_that_starts_finds_what_was_promised(tmp_path: Path, on: Loop) -> None:
     other = tmp_path / "status.sock"
-    with daemon_parts(other, on) as parts, closing(Line(other)) as line:
+    with daemon_parts(other, on) as parts, closing(Line(other, PATIENCE_S)) as line:
         assert result(line, "free", mib=5, timeout_s=120, hold_s=600)["enough"] is True
         domid = parts.machine.create_domain(np.zeros(1280, dtype=np.uint64))
         wait_until(lambda: known(line, domid), "it is not seen")
-        promise = parts.worker.submit(lambda operations: operations._promise).result
         wait_until(lambda: parts.worker.submit(lambda operations: operations._promise).result() is None, "it is kept")
-        assert promise() is None
 
 
 def test_what_others_take_of_a_promise_is_freed_anew(tmp_path: Path, on: Loop) -> None:
     other = tmp_path / "status.sock"
-    with daemon_parts(other, on) as parts, closing(Line(other)) as line:
+    with daemon_parts(other, on) as parts, closing(Line(other, PATIENCE_S)) as line:
         wait_until(lambda: result(line, "status")["evicted_pages"] > 1500, "nothing is evicted")
         free = parts.machine.memory().free // 256
         result(line, "free", mib=free, timeout_s=120, hold_s=600)
@@ -180,16 +180,16 @@ def test_what_others_take_of_a_promise_is_freed_anew(tmp_path: Path, on: Loop) -
         assert parts.machine.memory().free >= free * 256
 
 
-def test_dom0_keeps_what_it_needs(parts: Parts, tmp_path: Path, on: Loop) -> None:
+def test_dom0_keeps_what_it_needs(tmp_path: Path, on: Loop) -> None:
     other = tmp_path / "status.sock"
     values = {"engine": ENGINE, "domains": {"enabled": True}, "dom0": {"min_available_mib": 1 << 20}}
     with daemon_parts(other, on, settings=configuration(values)) as parts, closing(Line(other)) as line:
 
         def refused() -> bool:
-            return any(each["reason"] == "store_full" for each in result(line, "reasons", domain="web")["reasons"])
+            return bool(result(line, "reasons")["reasons"].get("store_full"))
 
         wait_until(refused, "the store takes more")
-        assert result(line, "status")["memory"]["store"] == 0
+        assert result(line, "status")["evicted_pages"] == 0
         relaxed = configuration({**values, "dom0": {"min_available_mib": 0}})
         parts.worker.submit(lambda operations: operations.use(relaxed)).result()
         wait_until(lambda: result(line, "status")["evicted_pages"] > 1500, "it takes nothing")
