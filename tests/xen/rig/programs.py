@@ -19,7 +19,7 @@ FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 def build(cache: Cache) -> Path:
     """A folder with the programs; compiled incrementally in build/xen-programs."""
     sources = [ROOT / "native", ROOT / "meson.build", ROOT / "meson_options.txt", ROOT / "tests/unit/native"]
-    return cache.entry("programs", digest(*sources, *sorted(SUITE.glob("*.c"))), _build)
+    return cache.entry("programs", digest(*sources, *sorted(SUITE.glob("*.c")), Path(__file__)), _build)
 
 
 def _build(folder: Path) -> None:

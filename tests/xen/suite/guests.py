@@ -74,7 +74,7 @@ class Guest:
     def __init__(self, name: str, domid: int, console: int) -> None:
         self.name = name
         self.domid = domid
-        self._console = console
+        self.console = console
         self._received = b""
 
     @classmethod
@@ -87,8 +87,8 @@ class Guest:
             with suppress(GuestError):
                 xl("create", str(config))
                 domid = int(xl("domid", name))
-                guest = cls(name, domid, _open_console(domid))
-                guest._wait("= ready", READY_S)
+                guest = cls(name, domid, open_console(domid))
+                guest.wait("= ready", READY_S)
                 return guest
             print(f"{name}: start {attempt} failed")
             with suppress(GuestError):
@@ -100,7 +100,7 @@ class Guest:
         """A guest that was saved; its regions are as they were."""
         xl("restore", str(file))
         domid = int(xl("domid", name))
-        return cls(name, domid, _open_console(domid))
+        return cls(name, domid, open_console(domid))
 
     def __enter__(self) -> Self:
         return self
@@ -111,12 +111,12 @@ class Guest:
     def save(self, file: Path) -> None:
         """With xl; this domain is gone then."""
         with suppress(OSError):
-            os.close(self._console)
+            os.close(self.console)
         xl("save", self.name, str(file))
 
     def destroy(self) -> None:
         with suppress(OSError):
-            os.close(self._console)
+            os.close(self.console)
         with suppress(GuestError):
             xl("destroy", self.name)
 
@@ -172,13 +172,13 @@ class Guest:
         return Accesses(**{name: int(value) for name, value in self._ask(line).items()})
 
     def _ask(self, line: str) -> dict[str, str]:
-        os.write(self._console, line.encode() + b"\n")
-        answer = self._wait("= ", ANSWER_S).removeprefix("= ")
+        os.write(self.console, line.encode() + b"\n")
+        answer = self.wait("= ", ANSWER_S).removeprefix("= ")
         if not answer.startswith("ok"):
             raise GuestError(f"{self.name}: {line}: {answer}")
         return dict(word.split("=", 1) for word in answer.split()[1:])
 
-    def _wait(self, beginning: str, timeout_s: float) -> str:
+    def wait(self, beginning: str, timeout_s: float) -> str:
         """The next line that begins so. Others are the guest kernel's."""
         for line in self._lines(time.monotonic() + timeout_s):
             if line.startswith(beginning):
@@ -192,9 +192,9 @@ class Guest:
             if newline:
                 self._received = rest
                 yield line.decode(errors="replace").strip()
-            elif select.select([self._console], [], [], left_s)[0]:
+            elif select.select([self.console], [], [], left_s)[0]:
                 try:
-                    self._received += os.read(self._console, 65536)
+                    self._received += os.read(self.console, 65536)
                 except OSError as error:
                     raise GuestError(f"{self.name}: its console is gone: {error}") from error
 
@@ -205,7 +205,7 @@ def _range(first: int, count: int | None, step: int) -> str:
     return f" {first} {count} {step}"
 
 
-def _open_console(domid: int) -> int:
+def open_console(domid: int) -> int:
     deadline_s = time.monotonic() + READY_S
     while time.monotonic() < deadline_s:
         path = f"/local/domain/{domid}/console/tty"
