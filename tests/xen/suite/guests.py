@@ -24,12 +24,13 @@ ANSWER_S = 600.0
 # The emulator lets a guest die of a triple fault in its first second now and then, with the hypervisor's own registers
 # in the dump. Such a start is tried again; a guest that has said that it is ready is never replaced.
 STARTS = 4
+# No huge pages: they are made of others later, and pages would not stay where they are.
 CONFIG = """\
 name="{name}"
 type="{type}"
 kernel="{kernel}"
 ramdisk="{initrd}"
-cmdline="console=hvc0 quiet mitigations=off nokaslr xen_emul_unplug=never"
+cmdline="console=hvc0 quiet mitigations=off nokaslr xen_emul_unplug=never transparent_hugepage=never"
 memory={memory_mib}
 maxmem={memory_mib}
 vcpus=1
