@@ -27,12 +27,13 @@ NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -
 PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed -o -name '*.j2')
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
-.PHONY: help build demo evaluate test lint test-native test-python test-report bench fuzz fuzz-socket clean deb test-deb \
+.PHONY: help build demo evaluate test lint test-native test-python test-report docs bench fuzz fuzz-socket clean deb test-deb \
         test-xen test-xen-intel test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
 	@echo 'make test   set up and run all checks and tests'
 	@echo 'make evaluate   rerun the tables and figures of the paper, and write a report'
+	@echo 'make docs   the documentation as a site, in build/docs'
 	@echo 'make bench  measure against LZ4, zstd, xdelta3 and the memory itself'
 	@echo 'make test-xen-smoke, make test-xen, make test-xen-intel   on a real Xen, in an emulator'
 	@echo 'make xen-shell  a root prompt in its dom0'
@@ -123,6 +124,17 @@ test: lint test-native test-python test-report
 EVALUATE_OPTIONS ?= --quick
 evaluate: build $(STAMPS)/images
 	$(BIN)/diffengine evaluate $(EVALUATE_OPTIONS)
+
+# The documentation as a site in build/docs, with the last evaluation's report if there is one.
+$(STAMPS)/docs-venv: pyproject.toml $(STAMPS)/venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])" | tr -d '"')
+	@touch $@
+
+docs: $(STAMPS)/docs-venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@if [ -f evaluation/report.html ]; then cp evaluation/report.html build/docs/report.html; fi
+	@echo 'The documentation is in build/docs/index.html'
 
 # IMAGES="a.raw b.raw" measures whole images instead of the samples; BENCH_OPTIONS as in tests/bench/README.md.
 IMAGES ?= $(DEMO_IMAGES)

@@ -106,22 +106,32 @@ void de_virtual_trace(struct de_virtual_trace *trace)
     *trace = (struct de_virtual_trace){.hash = scheduler->trace_hash, .switches = scheduler->switches};
 }
 
+/* One disk for all of a run, which is one thread's. */
+static struct disk_times {
+    uint64_t read_ns;
+    uint64_t write_ns;
+} disk_times;
+
 static ssize_t disk_read(void *context, int fd, void *buffer, size_t bytes, int64_t offset)
 {
-    (void)context;
-    scheduler_sleep(running(), SIMULATION_DISK_READ_NS);
+    const struct disk_times *times = context;
+    scheduler_sleep(running(), times->read_ns);
     return pread(fd, buffer, bytes, offset);
 }
 
 static ssize_t disk_write(void *context, int fd, const void *buffer, size_t bytes, int64_t offset)
 {
-    (void)context;
-    scheduler_sleep(running(), SIMULATION_DISK_WRITE_NS * (bytes / DE_PAGE_SIZE));
+    const struct disk_times *times = context;
+    scheduler_sleep(running(), times->write_ns * (bytes / DE_PAGE_SIZE));
     return pwrite(fd, buffer, bytes, offset);
 }
 
-const struct de_swap_disk *de_virtual_disk(void)
+const struct de_swap_disk *de_virtual_disk(uint64_t read_ns, uint64_t write_ns)
 {
-    static const struct de_swap_disk disk = {.read = disk_read, .write = disk_write};
+    static const struct de_swap_disk disk = {.context = &disk_times, .read = disk_read, .write = disk_write};
+    disk_times = (struct disk_times){
+        .read_ns = read_ns ? read_ns : SIMULATION_DISK_READ_NS,
+        .write_ns = write_ns ? write_ns : SIMULATION_DISK_WRITE_NS,
+    };
     return &disk;
 }

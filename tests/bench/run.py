@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import footprint, ksm_peer, live, simulations, targets, yardstick
+from bench import footprint, live, simulations, targets, yardstick
 from bench.targets import Row, Verdict, values
+from diffengine.evaluation import ksm
 
 MIB = 1 << 20
 PAGE_BYTES = 4096
@@ -191,10 +192,10 @@ def process_rows(setting: Setting, run: footprint.Run) -> list[Row]:
 def scan_rows(setting: Setting) -> list[Row]:
     """KSM and our scan take turns."""
     scans, peers = [], []
-    peer = [sys.executable, str(Path(ksm_peer.__file__)), *map(str, setting.images)]
+    peer = [sys.executable, str(Path(ksm.__file__)), *map(str, setting.images)]
     for turn in range(setting.runs):
         say(f"the kernel's KSM and scan_bench, run {turn + 1} of {setting.runs}")
-        peers.append(run_json(peer, (0, ksm_peer.UNAVAILABLE)))
+        peers.append(run_json(peer, (0, ksm.UNAVAILABLE)))
         scans.append(run_json([str(setting.programs / "scan_bench"), *map(str, setting.images)]))
     return live.scan_rows(scans, peers, setting.whole)
 

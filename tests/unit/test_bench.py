@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import footprint, ksm_peer, live, simulations, targets, yardstick
+from bench import footprint, live, simulations, targets, yardstick
 from bench.targets import Row, Verdict
+from diffengine.evaluation import ksm
 
 MIB = 1 << 20
 PAGE = 4096
@@ -133,17 +134,17 @@ def test_scan_without_a_peer_says_why() -> None:
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in {"run": "1", "advisor_mode": "none [scan-time]", "pages_to_scan": "7"}.items():
         (tmp_path / name).write_text(value + "\n")
-    monkeypatch.setattr(ksm_peer, "KSM", tmp_path)
+    monkeypatch.setattr(ksm, "KSM", tmp_path)
     return tmp_path
 
 
 def test_ksm_is_left_as_it_was(kernel: Path) -> None:
-    with pytest.raises(RuntimeError), ksm_peer.settings(ksm_peer.FULL_SPEED):
-        assert ksm_peer.read("pages_to_scan") == ksm_peer.FULL_SPEED["pages_to_scan"]
-        assert ksm_peer.read("advisor_mode") == "none"
-        ksm_peer.write("run", ksm_peer.RUN)
+    with pytest.raises(RuntimeError), ksm.settings(ksm.FULL_SPEED):
+        assert ksm.read("pages_to_scan") == ksm.FULL_SPEED["pages_to_scan"]
+        assert ksm.read("advisor_mode") == "none"
+        ksm.write("run", ksm.RUN)
         raise RuntimeError
-    assert [ksm_peer.read(name) for name in ("run", "advisor_mode", "pages_to_scan")] == ["1", "scan-time", "7"]
+    assert [ksm.read(name) for name in ("run", "advisor_mode", "pages_to_scan")] == ["1", "scan-time", "7"]
     assert not (kernel / "smart_scan").exists()
 
 

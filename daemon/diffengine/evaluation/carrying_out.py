@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pipelines of `analyze` on a set of images, as one trust group, with the detector's switches that only matter here."""
 
+import ctypes
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.analysis.census import Census, find_identical, take_census
-from diffengine.analysis.pipelines import Filled, Pipeline, PipelineRun, Scope
+from diffengine.analysis.pipelines import Filled, Pipeline, PipelineRun, Scope, most_store_bytes
 from diffengine.analysis.workers import Silent, Workers
 from diffengine.evaluation.experiment import TIMINGS
 from diffengine.images import PAGE_BYTES, ImageSet, open_images
-from diffengine.native import NONE, Digester, PageKind, Rebuilder, Store
+from diffengine.native import NONE, Digester, PageKind, PageNumbers, Rebuilder, Store
 
 # How many objects of a kind are rebuilt for the time that one takes.
 TIMED_OBJECTS = 4096
@@ -74,6 +75,19 @@ class Trial:
             "copies": int(copies[copies > 1].sum()),
             "same_filled": int((census.kinds == PageKind.SAME_FILLED).sum()),
         }
+
+    def references(self, pipeline: Pipeline) -> tuple[PageNumbers, PageNumbers]:
+        """The distinct pages that are not same-filled, and for each the page it may be patched against, or NONE."""
+        run = PipelineRun(
+            pipeline, self._scope, self._images, self.census(Keys()), self._seed, self._workers, self._jobs, Silent()
+        )
+        with Store(most_store_bytes(self._images.pages)) as store:
+            plan = run.plan(store, self._scope.groups[0])
+        return plan.pages, plan.references
+
+    def content(self, page: int) -> bytes:
+        address = int(self._images.addresses(np.array([page], dtype=np.uint32))[0])
+        return ctypes.string_at(address, PAGE_BYTES)
 
     def run(self, pipeline: Pipeline, keys: Keys = Keys(), timed: bool = False) -> dict[str, Any]:  # noqa: B008
         """What a pipeline came to. timed: with the CPU time that its encoding and rebuilding took."""

@@ -3,10 +3,12 @@
 
 from diffengine.simulation.hosts import Where
 from diffengine.simulation.report import as_json, as_tables
-from diffengine.simulation.run import Sample, SimulationResult, simulate
+from diffengine.simulation.run import Observed, Observer, Sample, SimulationResult, simulate
 from diffengine.simulation.scenario import Scenario, ScenarioError, load_scenario
 
 __all__ = [
+    "Observed",
+    "Observer",
     "Sample",
     "Scenario",
     "ScenarioError",

@@ -82,7 +82,7 @@ class _Kind:
     """What machine and pager in this process are made of."""
 
     binding: Binding
-    disk: Callable[[], Any]
+    disk: Callable[[MachineScenario], Any]
     threads_cpu_s: Callable[[], dict[str, float]]
     run: Callable[[], Run]
     trace: Callable[[], virtual.Trace | None]
@@ -93,10 +93,10 @@ def _no_trace() -> None:
 
 
 _KINDS = {
-    Where.THREADS: _Kind(NATIVE, lambda: None, threads_cpu_s, RealRun, _no_trace),
+    Where.THREADS: _Kind(NATIVE, lambda _: None, threads_cpu_s, RealRun, _no_trace),
     Where.VIRTUAL: _Kind(
         virtual.SIMULATED,
-        virtual.SIMULATED.lib.de_virtual_disk,
+        lambda machine: virtual.disk(machine.swap_read_us, machine.swap_write_us),
         virtual.threads_cpu_s,
         virtual.VirtualRun,
         virtual.trace,
@@ -114,7 +114,7 @@ def _in_process(kind: _Kind, machine_scenario: MachineScenario, frames: int) -> 
         swap = None
         if path:
             with _refused_swap(machine_scenario, path):
-                swap = Swap(path, machine_scenario.swap_mib << 20, kind.binding, kind.disk())
+                swap = Swap(path, machine_scenario.swap_mib << 20, kind.binding, kind.disk(machine_scenario))
             stack.callback(swap.close)
         store = stack.enter_context(Store(frames * PAGE_BYTES, None, kind.binding))
         pager = Pager(machine, store, swap, kind.threads_cpu_s)

@@ -4,17 +4,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.engine import Engine, EngineReport
 from diffengine.errors import DiffengineError
+from diffengine.hypervisor import protocol
 from diffengine.hypervisor.programs import ProgramResult
 from diffengine.hypervisor.protocol import HostMemory, PagerCounters
 from diffengine.images import ImageSet, open_images
 from diffengine.simulation.guests import DomainPlan, machine_frames, plan_domains, program_options
-from diffengine.simulation.hosts import Parts, RunningProgram, Where, host
+from diffengine.simulation.hosts import Parts, RunningProgram, SimulatedMachine, Where, host
 from diffengine.simulation.scenario import PAGE_BYTES, Scenario
 from diffengine.simulation.virtual import Trace
 
@@ -83,6 +85,24 @@ class SimulationResult:
                 raise DiffengineError(f"{domain.name}: its program ended early (error {-program.status}); report this")
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What an observer may look at, and map pages of. domains: pages by domid."""
+
+    machine: SimulatedMachine
+    pager: protocol.Pager
+    domains: dict[int, int]
+
+
+class Observer(Protocol):
+    """Looks at a simulation, or takes part in it as somebody in dom0, each time that a sample is taken."""
+
+    def observe(self, time_s: float, host: Observed) -> None: ...
+
+    def close(self) -> None:
+        """Before machine and pager go, after an exception, too."""
+
+
 class Simulation:
     """Everything that runs, from `start` to `finish`."""
 
@@ -110,6 +130,11 @@ class Simulation:
             options = program_options(plan, self._scenario.seed * 1000 + number & SEED_MASK)
             self._programs.append(self._parts.start(domid, options))
         self._run.start(self._engine)
+
+    @property
+    def observed(self) -> Observed:
+        gfns = {domid: plan.gfns for domid, plan in zip(self._domids, self._plans, strict=True)}
+        return Observed(self._machine, self._pager, gfns)
 
     @property
     def elapsed_s(self) -> float:
@@ -167,7 +192,10 @@ def _simulation(scenario: Scenario, images: ImageSet | None, where: Where) -> It
 
 
 def simulate(
-    scenario: Scenario, watch: Callable[[Sample, int], None] | None = None, where: Where = Where.THREADS
+    scenario: Scenario,
+    watch: Callable[[Sample, int], None] | None = None,
+    where: Where = Where.THREADS,
+    observer: Observer | None = None,
 ) -> SimulationResult:
     """Runs a scenario to its end. `watch` is called with each sample, and the bytes of all domains.
 
@@ -176,11 +204,15 @@ def simulate(
     with ExitStack() as stack:
         images = stack.enter_context(open_images(scenario.images)) if scenario.images else None
         simulation, allocated = stack.enter_context(_simulation(scenario, images, where))
+        if observer:
+            stack.callback(observer.close)
         simulation.start()
         samples = []
         interval_s = min(MOST_SAMPLE_INTERVAL_S, scenario.duration_s / FEWEST_SAMPLES)
         while (elapsed_s := simulation.elapsed_s) < scenario.duration_s:
             samples.append(simulation.sample())
+            if observer:
+                observer.observe(simulation.elapsed_s, simulation.observed)
             if watch:
                 watch(samples[-1], allocated)
             next_s = (elapsed_s // interval_s + 1) * interval_s

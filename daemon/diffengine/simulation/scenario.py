@@ -65,11 +65,14 @@ class DomainScenario:
 
 @dataclass(frozen=True)
 class MachineScenario:
-    """memory_mib: None: what the domains have, and an eighth."""
+    """memory_mib: None: what the domains have, and an eighth. swap_read_us, swap_write_us: for a page, of the disk that
+    the model has in virtual time."""
 
     memory_mib: int | None
     swap_mib: int
     swap_path: Path | None
+    swap_read_us: float = 70.0
+    swap_write_us: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,12 @@ def _machine(table: CheckedTable, folder: Path) -> MachineScenario:
     memory_mib = table.optional_whole("memory_mib", 1, MOST_MIB, " MiB")
     swap_mib = table.whole("swap_mib", 0, 0, MOST_MIB, " MiB")
     swap_path = table.text("swap_path")
+    read_us = table.number("swap_read_us", MachineScenario.swap_read_us, 0.001, 1e6, " microseconds")
+    write_us = table.number("swap_write_us", MachineScenario.swap_write_us, 0.001, 1e6, " microseconds")
     table.finish()
     if swap_path and not swap_mib:
         table.errors.append("[machine] swap_path: without swap_mib; set both, or none")
-    return MachineScenario(memory_mib, swap_mib, folder / swap_path if swap_path else None)
+    return MachineScenario(memory_mib, swap_mib, folder / swap_path if swap_path else None, read_us, write_us)
 
 
 def _domain(table: CheckedTable, number: int, folders: Sequence[Path]) -> DomainScenario:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,11 @@ def threads_cpu_s() -> dict[str, float]:
     count = lib.de_virtual_threads(writable("uint64_t[]", numbers), writable("uint64_t[]", cpu_ns), len(numbers))
     pairs = zip(numbers[:count].tolist(), cpu_ns[:count].tolist(), strict=True)
     return {str(number): ns / NS_PER_S for number, ns in pairs}
+
+
+def disk(read_us: float, write_us: float) -> Any:
+    """struct de_swap_disk, with these times for a page."""
+    return lib.de_virtual_disk(max(1, round(read_us * 1000)), max(1, round(write_us * 1000)))
 
 
 def trace() -> Trace:

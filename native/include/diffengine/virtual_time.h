@@ -45,7 +45,10 @@ void de_virtual_work(uint64_t ns);
  */
 size_t de_virtual_threads(uint64_t *numbers, uint64_t *cpu_ns, size_t capacity);
 void de_virtual_trace(struct de_virtual_trace *trace);
-/** A disk for de_swap_open(): real files, in virtual time. */
-const struct de_swap_disk *de_virtual_disk(void);
+/**
+ * A disk for de_swap_open(): real files, in virtual time. There is one: another call changes its times.
+ * @param read_ns To read a page. @param write_ns To write one. 0: those of the model.
+ */
+const struct de_swap_disk *de_virtual_disk(uint64_t read_ns, uint64_t write_ns);
 
 #endif

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ksm_peer.py IMAGE...: what the kernel's KSM takes to merge the images' pages, as JSON.
+"""ksm.py IMAGE...: what the kernel's KSM takes to merge the images' pages, as JSON.
 
 Anonymous memory is filled from the images and offered to ksmd, which scans at full speed until a whole scan has merged
 nothing more of it. Counted are this process's pages alone, zero pages included; of ksmd's CPU time our share of the
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 KSM = Path("/sys/kernel/mm/ksm")
@@ -27,6 +27,8 @@ FULL_SPEED["smart_scan"] = "0"
 MADV_NOHUGEPAGE = 15
 STOP, RUN, UNMERGE = "0", "1", "2"
 LONGEST_S = 300.0
+# The share of what is merged in the end whose time is taken.
+MOST = 0.9
 LOOK_EVERY_S = 0.02
 UNAVAILABLE = 3
 
@@ -46,7 +48,8 @@ class Ksmd:
 
 @dataclass(frozen=True)
 class Merged:
-    """own_cpu_s: of ksmd's CPU time, what our pages took."""
+    """own_cpu_s: of ksmd's CPU time, what our pages took. to_most_s, to_most_cpu_s: until MOST of the merged pages were
+    merged; of a run that was longer than that."""
 
     pages: int
     merged: int
@@ -55,6 +58,8 @@ class Merged:
     ksmd_cpu_s: float
     us_per_page_scanned: float
     own_cpu_s: float
+    to_most_s: float = 0.0
+    to_most_cpu_s: float = 0.0
 
 
 def read(name: str) -> str:
@@ -129,20 +134,30 @@ def merge(pages: int) -> Merged:
     before, start_s = ksmd(process), time.monotonic()
     best: Merged | None = None
     last_scan = before.full_scans
+    course: list[tuple[float, float, int]] = []
     write("run", RUN)
     while (elapsed_s := time.monotonic() - start_s) < LONGEST_S:
         time.sleep(LOOK_EVERY_S)
-        now = ksmd(process)
+        now, merged = ksmd(process), own_merged()
+        course.append((elapsed_s, now.cpu_s - before.cpu_s, merged))
         if now.full_scans == last_scan:
             continue
-        last_scan, merged = now.full_scans, own_merged()
+        last_scan = now.full_scans
         if best and 0 < merged <= best.merged:
-            return best
+            return with_course(best, course)
         scans, scanned = now.full_scans - before.full_scans, max(1, now.pages_scanned - before.pages_scanned)
         cpu_s = now.cpu_s - before.cpu_s
         own_cpu_s = cpu_s * min(1.0, pages * scans / scanned)
         best = Merged(pages, merged, scans, elapsed_s, cpu_s, cpu_s / scanned * 1e6, own_cpu_s)
     raise UnavailableError(f"ksmd came to no end in {LONGEST_S:.0f} s")
+
+
+def with_course(best: Merged, course: Sequence[tuple[float, float, int]]) -> Merged:
+    """When most was merged, and what ksmd had taken by then."""
+    wanted = MOST * best.merged
+    time_s, cpu_s, _ = next(point for point in course if point[2] >= wanted)
+    own = best.own_cpu_s / best.ksmd_cpu_s if best.ksmd_cpu_s else 1.0
+    return replace(best, to_most_s=time_s, to_most_cpu_s=cpu_s * own)
 
 
 def measure(paths: Sequence[Path]) -> Merged:

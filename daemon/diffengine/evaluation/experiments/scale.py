@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Cost against guest memory, number of domains and dirty rate."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from diffengine.evaluation import drawing, simulating
+from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome, Picture, Result, Results, Step, Table
+from diffengine.evaluation.setting import Setting
+
+DURATION_S = {True: 60.0, False: 200.0}
+MEMORY_MIB = {True: (64, 128, 256), False: (64, 128, 256, 512, 1024, 2048)}
+DOMAINS = {True: (1, 4, 16), False: (1, 2, 4, 8, 16, 32)}
+# Writes per second; a page each.
+DIRTY = {True: (0, 200, 2000), False: (0, 50, 200, 1000, 5000)}
+EXTRAPOLATED_GIB = (16, 64, 256)
+MIB = 1 << 20
+
+
+def plan(setting: Setting) -> list[Step]:
+    images = simulating.stand_ins(setting.guests)["homogeneous"]
+    size_mib = max(1, -(-simulating.bytes_of(images[:1]) // MIB))
+    duration_s = DURATION_S[setting.quick]
+    steps = []
+
+    def add(name: str, count: int, **keys: Any) -> None:
+        domains = [
+            simulating.guest(images[number % len(images)], number, "working-set", **keys)
+            for number in range(1, count + 1)
+        ]
+        values = simulating.scenario(setting.seed, duration_s, domains, cpu_share=1.0)
+        seconds = simulating.expected_seconds(count * size_mib * MIB, duration_s)
+        steps.append(Step(name, simulating.run, {"values": values}, seconds))
+
+    for memory_mib in MEMORY_MIB[setting.quick]:
+        count = max(1, round(memory_mib / size_mib))
+        add(f"memory-{count * size_mib}", count, operations_per_s=100.0)
+    for count in DOMAINS[setting.quick]:
+        add(f"domains-{count}", count, operations_per_s=100.0)
+    for per_s in DIRTY[setting.quick]:
+        add(f"dirty-{per_s}", 2, operations_per_s=float(max(1, per_s)), write_fraction=1.0 if per_s else 0.0)
+    return list({step.name: step for step in steps}.values())
+
+
+def _of(results: Results, kind: str) -> dict[int, Result]:
+    found = {int(name.split("-")[1]): r for name, r in results.items() if name.startswith(f"{kind}-")}
+    return dict(sorted(found.items()))
+
+
+def scan_us_per_page(result: Result) -> float:
+    """The engine's time per page and sweep."""
+    pages = result["allocated_bytes"] / 4096
+    return float(result["cpu_s"]["scan"] / max(1, result["sweeps"]) / pages * 1e6)
+
+
+def conclude(results: Results) -> Outcome:
+    return Outcome(
+        tables=[_table(results), _extrapolation(results)],
+        pictures=[
+            Picture(
+                "scale",
+                "The engine's CPU time (by the model) as a share of one core, against the guests' memory, "
+                "their number and how much "
+                "they write.",
+                partial(_draw, results),
+            )
+        ],
+        verdict=_verdict(results),
+    )
+
+
+LABELS = {"memory": "guests' memory, MiB", "domains": "domains", "dirty": "writes per second and guest"}
+
+
+def _share(result: Result) -> float:
+    return float(result["cpu_s"]["scan"] / result["duration_s"] * 100)
+
+
+def _table(results: Results) -> Table:
+    rows = [
+        [
+            LABELS[kind],
+            value,
+            result["allocated_bytes"] / MIB,
+            _share(result),
+            scan_us_per_page(result),
+            result["table_bytes"]["engine"] / (result["allocated_bytes"] / 4096),
+            result["saving"]["end"] * 100,
+        ]
+        for kind in LABELS
+        for value, result in _of(results, kind).items()
+    ]
+    columns = [
+        Column("what changes"),
+        Column("value", ",d"),
+        Column("memory, MiB", ",.0f"),
+        Column("engine's CPU, % of a core (model)", ".2f"),
+        Column("µs per page and sweep (model)", ".2f"),
+        Column("engine's tables, B per page", ".1f"),
+        Column("saved at the end, %", ".1f"),
+    ]
+    return Table("Cost by size", columns, rows)
+
+
+def _fit(results: Results) -> tuple[float, float]:
+    """Fixed and per-GiB CPU share, in % of a core, of a straight line through the runs by memory."""
+    runs = _of(results, "memory")
+    gib = np.array([result["allocated_bytes"] / (1 << 30) for result in runs.values()])
+    shares = np.array([_share(result) for result in runs.values()])
+    if len(gib) < 2:
+        return 0.0, float(shares[0] / gib[0]) if len(gib) else 0.0
+    slope, fixed = np.polyfit(gib, shares, 1)
+    return float(fixed), float(slope)
+
+
+def _extrapolation(results: Results) -> Table:
+    fixed, slope = _fit(results)
+    rows = [[gib, fixed + slope * gib, (fixed + slope * gib) / 50] for gib in EXTRAPOLATED_GIB]
+    columns = [
+        Column("guests' memory, GiB", ",d"),
+        Column("engine's CPU, % of a core", ",.0f"),
+        Column("sweeps take as many times their interval with half a core", ".1f"),
+    ]
+    return Table("Extrapolated by a straight line through the runs above, not measured", columns, rows)
+
+
+def _verdict(results: Results) -> list[str]:
+    memory = _of(results, "memory")
+    parts = []
+    if len(memory) > 1:
+        first, last = list(memory.values())[0], list(memory.values())[-1]
+        parts.append(
+            f"Per page and sweep the engine takes {scan_us_per_page(first):.2f} µs with "
+            f"{first['allocated_bytes'] / MIB:,.0f} MiB and "
+            f"{scan_us_per_page(last):.2f} µs with {last['allocated_bytes'] / MIB:,.0f}: cost grows in "
+            "proportion to memory."
+        )
+    dirty = _of(results, "dirty")
+    if len(dirty) > 1:
+        quiet, busy = list(dirty.items())[0], list(dirty.items())[-1]
+        parts.append(
+            f"Guests that write nothing cost {_share(quiet[1]):.2f} % of a core and are saved to "
+            f"{quiet[1]['saving']['end']:.0%}; with "
+            f"{busy[0]:,} writes a second each, {_share(busy[1]):.2f} % and {busy[1]['saving']['end']:.0%}."
+        )
+    fixed, slope = _fit(results)
+    parts.append(
+        f"A straight line through the runs gives {slope:.1f} % of a core for each GiB in the first minutes, "
+        "when everything is encoded "
+        "for the first time. What larger hosts take is extrapolated: caches, memory bandwidth and more than "
+        "one socket are not in it."
+    )
+    return parts
+
+
+def _draw(results: Results) -> Figure:
+    figure, axes = drawing.figure(columns=3, height=3.3)
+    for axis, (kind, label) in zip(axes, LABELS.items(), strict=True):
+        runs = _of(results, kind)
+        axis.plot(list(runs), [_share(result) for result in runs.values()], "o-", color=drawing.BLUE)
+        axis.set_ylim(bottom=0)
+        drawing.titles(axis, "", label, "% of a core" if kind == "memory" else "")
+    return figure
+
+
+EXPERIMENT = Experiment(
+    name="scale",
+    title="Scale",
+    question="How does cost grow with the guests' memory, their number, and how much they write?",
+    method="Guests of one release, with a working set of a tenth and few operations: more memory (by more guests), "
+    "more domains, "
+    "or more writes. CPU time is that of the model, whose figures are measured ones; see docs/simulate.md.",
+    basis=Basis.VIRTUAL,
+    plan=plan,
+    conclude=conclude,
+)

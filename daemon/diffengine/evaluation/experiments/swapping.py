@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Could aggressive swapping alone do it?"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from diffengine.evaluation import drawing, simulating
+from diffengine.evaluation.experiment import (
+    Basis,
+    Column,
+    Experiment,
+    Outcome,
+    Picture,
+    Result,
+    Results,
+    Step,
+    Table,
+)
+from diffengine.evaluation.setting import GuestImage, Setting
+
+# Microseconds to read a page that nobody asked for before, and to write one in a long run.
+DISKS = {
+    "NVMe SSD": (70.0, 4.0),
+    "SATA SSD": (150.0, 10.0),
+    "network block device": (700.0, 30.0),
+    "hard disk": (7000.0, 50.0),
+}
+DURATION_S = {True: 120.0, False: 600.0}
+OPERATIONS_PER_S = 1000.0
+SWAP = {f"C{n}": ["compress", "swap"] if n == 4 else [] for n in range(1, 5)}
+# What is out goes on to disk at the end of each sweep, all of it.
+AT_ONCE = {"high_watermark": 0.011, "low_watermark": 0.01}
+LIMITS: dict[str, Any] = {"refault_limit": 10_000_000, "fault_limit": 2_000.0}
+MIB = 1 << 20
+
+
+def compare(values: simulating.Values, disks: dict[str, list[float]]) -> Result:
+    """Ours, then swapping alone on each disk in just the memory that ours left in use on average."""
+    ours = simulating.run({**values, "engine": {**values["engine"], "policy": "default"}})
+    saved = max(0.0, ours["saving"]["mean"])
+    allocated_mib = ours["allocated_bytes"] / MIB
+    swapped = {}
+    for disk, (read_us, write_us) in disks.items():
+        engine = {
+            **values["engine"],
+            "policy": "swap-alone",
+            "evicted_share_limit": saved,
+            "dense": False,
+            **AT_ONCE,
+            **LIMITS,
+        }
+        machine = {"swap_mib": int(allocated_mib * 1.2) + 8, "swap_read_us": read_us, "swap_write_us": write_us}
+        swapped[disk] = simulating.run(
+            {**values, "engine": engine, "machine": machine, "policies": {"swap-alone": SWAP}}
+        )
+    return {"ours": ours, "swapping": swapped}
+
+
+def _images(setting: Setting) -> dict[str, list[GuestImage]]:
+    mixes = simulating.stand_ins(setting.guests)
+    return {name: mixes[name][:2] for name in ("homogeneous", "MIXED-1") if name in mixes}
+
+
+def plan(setting: Setting) -> list[Step]:
+    duration_s = DURATION_S[setting.quick]
+    steps = []
+    for name, images in _images(setting).items():
+        domains = [
+            simulating.guest(image, number, "working-set", operations_per_s=OPERATIONS_PER_S)
+            for number, image in enumerate(images, 1)
+        ]
+        arguments = {
+            "values": simulating.scenario(setting.seed, duration_s, domains),
+            "disks": {disk: list(times) for disk, times in DISKS.items()},
+        }
+        seconds = simulating.expected_seconds(simulating.bytes_of(images), duration_s) * (len(DISKS) + 1)
+        steps.append(Step(name, compare, arguments, seconds))
+    return steps
+
+
+def _runs(result: Result) -> dict[str, Result]:
+    return {"ours": result["ours"], **{f"swapping, {disk}": run for disk, run in result["swapping"].items()}}
+
+
+def operations(result: Result) -> int:
+    return int(result["guest"]["reads"] + result["guest"]["writes"])
+
+
+def stalled_share(result: Result) -> float:
+    """Of the guests' time, what they stood still."""
+    return float(np.mean([domain["stall_us_per_s"] for domain in result["domains"]]) / 1e6)
+
+
+def conclude(results: Results) -> Outcome:
+    return Outcome(
+        tables=[_table(name, result) for name, result in results.items()],
+        pictures=[
+            Picture(
+                "swapping",
+                "How much of their time guests stand still (logarithmic), with all techniques in memory and "
+                "with swapping "
+                "alone on different disks in the same average memory.",
+                partial(_draw, results),
+            )
+        ],
+        verdict=_verdict(results),
+    )
+
+
+def _table(name: str, result: Result) -> Table:
+    base = operations(result["ours"])
+    rows = [
+        [
+            label,
+            run["saving"]["mean"] * 100,
+            run["saving"]["end"] * 100,
+            run["refaults"],
+            stalled_share(run) * 100,
+            operations(run) / base * 100,
+            run["latency_us"]["guest_wait"]["p50"],
+            run["latency_us"]["guest_wait"]["p99"],
+        ]
+        for label, run in _runs(result).items()
+    ]
+    columns = [
+        Column("memory by"),
+        Column("saved, mean, %", ".1f"),
+        Column("end, %", ".1f"),
+        Column("pages that came back", ",d"),
+        Column("guests stand still, % of time", ".3f"),
+        Column("operations, % of ours", ".1f"),
+        Column("a fault, p50, µs (model)", ",.0f"),
+        Column("p99, µs (model)", ",.0f"),
+    ]
+    return Table(f"{name}: the same guests, the same memory", columns, rows)
+
+
+def _verdict(results: Results) -> list[str]:
+    parts = []
+    for name, result in results.items():
+        ours = stalled_share(result["ours"])
+        others = ", ".join(f"{disk} {stalled_share(run):.2%}" for disk, run in result["swapping"].items())
+        hard_disk = operations(result["swapping"]["hard disk"]) / operations(result["ours"])
+        parts.append(
+            f"{name}: with all techniques, guests stand still {ours:.3%} of their time; with swapping alone in "
+            "as much memory: "
+            f"{others}. On the hard disk they do {hard_disk:.0%} of the operations."
+        )
+    parts.append(
+        "So it depends on the disk, and on how cold what goes out is. On the paper's disks swapping could not "
+        "take the place "
+        "of the machinery: each page that comes back costs milliseconds. On an NVMe disk a page comes back in tens of "
+        "microseconds, and for pages that are cold for minutes swapping alone is a real alternative that needs no "
+        "cleverness; but it must evict pages that sharing would keep at no cost, its faults are some ten times "
+        "as long, and the disk wears out and is shared. Zero pages, which a hypervisor that only swaps writes "
+        "out as well, "
+        "are a large part of what it saves here."
+    )
+    return parts
+
+
+def _draw(results: Results) -> Figure:
+    figure, axes = drawing.figure(columns=len(results), height=3.4, same_y=True)
+    for number, (axis, (name, result)) in enumerate(zip(axes, results.items(), strict=True)):
+        runs = _runs(result)
+        shares = [max(1e-4, stalled_share(run) * 100) for run in runs.values()]
+        labels = [label.replace("swapping, ", "swap:\n").replace(" block", "\nblock") for label in runs]
+        axis.bar(range(len(runs)), shares, 0.62, color=[drawing.BLUE] + [drawing.GREY] * (len(runs) - 1))
+        drawing.note_bars(axis, shares, [f"{share:.3g}" for share in shares])
+        axis.set_xticks(range(len(runs)), labels, fontsize=8)
+        axis.set_yscale("log")
+        axis.margins(y=0.15)
+        drawing.titles(axis, name, y="guests stand still (% of time)" if not number else "")
+    return figure
+
+
+EXPERIMENT = Experiment(
+    name="swapping",
+    title="Swapping alone",
+    question="Could aggressive swapping replace all of this: same memory, same work, disks from NVMe to hard disk?",
+    method="Two guests with a working set of a tenth of their non-zero pages and a thousand operations a second. "
+    "First with "
+    "all techniques; then with neither sharing nor patching, and everything cold going to disk, until just as "
+    "much memory is "
+    "saved as ours saved on average. Disks are a time to read a page and one to write it, each served one "
+    "after the other "
+    "by a thread for each guest.",
+    basis=Basis.VIRTUAL,
+    plan=plan,
+    conclude=conclude,
+)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Experiments that run in virtual time: their scenarios are valid, and their steps give what they conclude from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffengine.evaluation import simulating
+from diffengine.evaluation.experiment import Experiment, Step
+from diffengine.evaluation.experiments import EXPERIMENTS, ioemu, swapping
+from diffengine.evaluation.setting import Setting
+from diffengine.simulation.scenario import read_scenario
+from evaluation_runs import small_images, small_setting
+
+DURATION_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def setting(samples: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return small_setting(small_images(samples, tmp_path_factory.mktemp("small")))
+
+
+def simulated(setting: Setting) -> list[tuple[Experiment, Step]]:
+    return [
+        (experiment, step)
+        for experiment in EXPERIMENTS
+        if experiment.name not in ("table3", "peers")
+        for step in experiment.plan(setting)
+        if "values" in step.arguments
+    ]
+
+
+def test_every_scenario_is_valid_and_every_step_has_a_name_of_its_own(setting: Setting) -> None:
+    steps = simulated(setting)
+    assert {experiment.name for experiment, _ in steps} >= {"fig4", "fig5_7", "fig8", "fig9_11", "fig12", "swapping"}
+    for _, step in steps:
+        read_scenario(step.name, step.arguments["values"], step.name, [Path()])
+    names = [(experiment.name, step.name) for experiment, step in steps]
+    assert len(set(names)) == len(names)
+
+
+def shortened(step: Step, **more: Any) -> dict[str, Any]:
+    values = {**step.arguments["values"], "duration_s": DURATION_S}
+    values["engine"] = {**values["engine"], "visit_interval_s": 0.2, "fault_limit": 100_000.0}
+    return {**step.arguments, "values": values, **more}
+
+
+def first_step(setting: Setting, name: str) -> Step:
+    return next(step for experiment, step in simulated(setting) if experiment.name == name)
+
+
+def test_equal_seeds_make_equal_runs_and_lifetimes(setting: Setting) -> None:
+    arguments = shortened(first_step(setting, "fig4"))
+    first, second = (simulating.run_with_lifetimes(**arguments) for _ in range(2))
+    assert first == second
+    assert first["evictions"] > 0
+    assert first["untouched"][0] is not None
+    assert sum(first["saving"]["by_technique"].values()) == pytest.approx(first["saving"]["end"])
+
+
+def test_guests_of_nonzero_pages_have_no_others(setting: Setting) -> None:
+    live = [step for experiment, step in simulated(setting) if experiment.name == "fig9_11" and "live" in step.name]
+    found = simulating.run(**shortened(live[0]))
+    pages = sum(
+        any(content[at : at + 4096])
+        for image in (setting.guests.alike or setting.guests).images[:2]
+        for content in [image.path.read_bytes()]
+        for at in range(0, len(content), 4096)
+    )
+    assert found["allocated_bytes"] == pages * 4096
+
+
+def test_what_the_device_model_maps_is_not_saved(setting: Setting) -> None:
+    steps = {step.name: step for step in ioemu.plan(setting)}
+    everything = ioemu.run(**shortened(steps["everything-mapped"]))
+    ageing = ioemu.run(**shortened(steps["on-demand-10-s"]))
+    assert everything["evictions"] == 0
+    assert everything["saving"]["end"] <= 0 < ageing["evictions"]
+    assert 0 < ageing["mapped_anew"] < ageing["io_pages"]
+
+
+def test_a_slower_disk_makes_guests_wait_longer(setting: Setting) -> None:
+    (step, *_) = swapping.plan(setting)
+    arguments = shortened(step, disks={"fast": [10.0, 1.0], "slow": [20_000.0, 1.0]})
+    arguments["values"]["domain"] = [{**domain, "excursion_fraction": 0.3} for domain in arguments["values"]["domain"]]
+    found = swapping.compare(**arguments)
+    fast, slow = (swapping.stalled_share(found["swapping"][disk]) for disk in ("fast", "slow"))
+    assert found["swapping"]["fast"]["series"]["swap_bytes"][-1] > 0
+    assert slow > fast
