@@ -126,6 +126,18 @@ def test_a_pause_outlives_a_number(parts: Parts, line: Line) -> None:
     wait_until(lambda: not known(line, again), "it does not go")
 
 
+def test_a_set_goes_into_the_table_that_holds(tmp_path: Path, on: Loop) -> None:
+    """Whatever the domain is called by: a second table would hide the first."""
+    other = tmp_path / "status.sock"
+    with daemon_parts(other, on), closing(Line(other)) as line:
+        web = domain(line, "web")
+        assert web["trust_group"] == "all"
+        for mib, called in enumerate((web["domid"], web["uuid"], "web"), 1):
+            result(line, "set", key="min_resident_mib", value=mib, domain=str(called))
+            found = domain(line, "web")
+            assert (found["min_resident_bytes"], found["trust_group"]) == (mib << 20, "all")
+
+
 # Memory for a domain that starts, and dom0's own.
 
 

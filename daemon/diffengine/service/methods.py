@@ -129,20 +129,8 @@ class Methods:
         finish(parameters)
         if isinstance(value, dict | list) or (isinstance(value, float) and not math.isfinite(value)):
             raise RpcError(Code.INVALID_PARAMETERS, "params value: must be a number, a text, true, false or null")
-        if domain is not None:
-            domain = self._table_of(domain)
         await self._on_engine(lambda operations: operations.set(domain, key, value))
         return {"key": key, "value": value}
-
-    def _table_of(self, text: str) -> str:
-        """A configuration names domains by UUID or name; a number is put into one of them."""
-        found = [each for each in self._snapshot.domains if text == str(each.domid)]
-        if not found or any(text in (each.uuid, each.name) for each in self._snapshot.domains):
-            return text
-        name = found[0].uuid or found[0].name
-        if not name:
-            raise RefusedError(f"domain {text} has neither UUID nor name, so that no settings can be kept for it")
-        return name
 
     async def _pause(self, parameters: CheckedTable) -> Answer:
         return await self._pause_or_resume(parameters, Operations.pause)

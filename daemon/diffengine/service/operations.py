@@ -212,13 +212,43 @@ class Operations:
         return self._overrides.configuration
 
     def set(self, domain: str | None, key: str, value: Any) -> None:
-        """Raises ConfigurationError, and nothing has changed."""
-        place = Place("engine", key) if domain is None else Place("domain", key, domain.lower())
-        if place in self._overrides.held:
-            raise ConfigurationError(f"{key}: xenstore says {self._overrides.held[place]!r}; change or remove it there")
-        self.use(with_change(self._base, domain, key, value))
-        where = "engine" if domain is None else f'domain."{domain}"'
+        """A key of [engine], or of a domain's table; the domain by number, UUID or name, also one that is not here.
+
+        Raises ConfigurationError or RefusedError, and nothing has changed.
+        """
+        table = None if domain is None else self._table_of(domain)
+        self._refuse_overridden(domain, key)
+        self.use(with_change(self._base, table, key, value))
+        where = "engine" if table is None else f'domain."{table}"'
         self._tell(EventKind.SETTINGS, f"set {where} {key} = {value!r}", None)
+
+    def _here(self, text: str) -> Identity | None:
+        """The domain that is meant, if it is here."""
+        here = [self._identity(domid) for domid in self._attached.domains]
+        try:
+            domid = which(here, text)
+        except RefusedError:
+            return None
+        return self._identity(domid)
+
+    def _table_of(self, text: str) -> str:
+        """The name of the table that holds for the domain; there may be one by its name, or none yet."""
+        identity = self._here(text)
+        if identity is None:
+            return text
+        names = [name for name in (identity.uuid, identity.name) if name]
+        if not names:
+            raise RefusedError(f"domain {text} has neither UUID nor name, so that no settings can be kept for it")
+        return next((name for name in names if name in self._base.domains), names[0])
+
+    def _refuse_overridden(self, domain: str | None, key: str) -> None:
+        identity = None if domain is None else self._here(domain)
+        if domain is None:
+            held = {place.key: value for place, value in self._overrides.held.items() if place.table == "engine"}
+        else:
+            held = self._overrides.words.get(identity.uuid if identity else domain.lower(), {})
+        if key in held:
+            raise ConfigurationError(f"{key}: xenstore says {held[key]!r}; change or remove it there")
 
     def use(self, configuration: Configuration) -> None:
         """Everything by these settings from now on, as far as nothing holds instead. Raises ConfigurationError if the
