@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from diffengine.cli import analyze, check, config, daemon, evaluate, release, simulate, status
+from diffengine.cli import analyze, check, config, daemon, evaluate, release, simulate, status, top
 from diffengine.errors import DiffengineError, one_line
 
 EXIT_CODES = """exit codes:
@@ -25,13 +25,13 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top: argparse.ArgumentParser = OneLineParser(
+    whole: argparse.ArgumentParser = OneLineParser(
         prog="diffengine",
         description="Share, patch and compress the memory that virtual machines hold redundantly.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser)
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser)
     analyze.add_parser(commands)
     check.add_parser(commands)
     config.add_parser(commands)
@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     release.add_parser(commands)
     simulate.add_parser(commands)
     status.add_parsers(commands)
-    return top
+    top.add_parser(commands)
+    return whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,3 +26,14 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """A parser for numbers from least to most."""
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text) or not least <= float(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
+        return float(text)
+
+    return parse

@@ -23,6 +23,29 @@ class NoDaemonError(DaemonError):
     """Nobody serves the socket."""
 
 
+def unreachable(path: Path, error: OSError) -> DaemonError:
+    if isinstance(error, PermissionError):
+        return DaemonError(f"{path}: not for this user; become a member of its group, or root")
+    return NoDaemonError(
+        f"{path}: no daemon answers there ({error.strerror}); start `diffengine daemon`, or name its socket with "
+        "--socket"
+    )
+
+
+def request_line(method: str, parameters: dict[str, Any]) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}).encode() + b"\n"
+
+
+def result_of(line: bytes) -> Any:
+    """Raises DaemonError with what the daemon says."""
+    if not line:
+        raise DaemonError("the daemon has ended; see its log")
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise DaemonError(str(answer["error"]["message"]))
+    return answer["result"]
+
+
 class Client:
     """One connection; close it."""
 
@@ -32,26 +55,16 @@ class Client:
         self._socket.settimeout(ANSWER_S)
         try:
             self._socket.connect(str(path))
-        except PermissionError as error:
-            self._socket.close()
-            raise DaemonError(f"{path}: not for this user; become a member of its group, or root") from error
         except OSError as error:
             self._socket.close()
-            raise NoDaemonError(
-                f"{path}: no daemon answers there ({error.strerror}); start `diffengine daemon`, or name its socket "
-                "with --socket"
-            ) from error
+            raise unreachable(path, error) from error
         self._lines = self._socket.makefile("rb")
 
     def call(self, method: str, **parameters: Any) -> Any:
         """The result. Raises DaemonError with what the daemon says."""
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
         with suppress(BrokenPipeError):  # it may have said why
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-        answer = self._read()
-        if "error" in answer:
-            raise DaemonError(str(answer["error"]["message"]))
-        return answer["result"]
+            self._socket.sendall(request_line(method, parameters))
+        return result_of(self._read())
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Until the daemon ends."""
@@ -60,15 +73,11 @@ class Client:
         while line := self._lines.readline():
             yield json.loads(line)["params"]
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> bytes:
         try:
-            line = self._lines.readline()
+            return self._lines.readline()
         except OSError as error:
             raise DaemonError(f"the daemon does not answer ({error}); see its log") from error
-        if not line:
-            raise DaemonError("the daemon has ended; see its log")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
     def close(self) -> None:
         self._lines.close()
