@@ -18,6 +18,7 @@ SOCKET = Path("/run/diffengine/status.sock")
 DESCRIBED_IN = "docs/service.md"
 # Whoever may change settings may not make them grow without end.
 MOST_DOMAINS = 1024
+MOST_PORT = 65535
 MOST_GRACE_S = 86_400
 Values = dict[str, Any]
 
@@ -54,6 +55,14 @@ NOTHING_SAID = DomainSettings(enabled=False, trust_group=None, min_resident_mib=
 
 
 @dataclass(frozen=True)
+class MetricsSettings:
+    """Where Prometheus reads: a unix socket, or a port of 127.0.0.1; neither: nowhere."""
+
+    path: Path | None = None
+    port: int = 0
+
+
+@dataclass(frozen=True)
 class Configuration:
     """Everything that can be set. others: domains without a table. domains: by UUID (lower case) or name. libvirt_uri:
     None: Xen's, where libvirt serves it. min_available_mib: of dom0's memory, below which the store takes nothing more.
@@ -66,6 +75,7 @@ class Configuration:
     domains: Mapping[str, DomainSettings]
     socket_path: Path
     socket_group: str
+    metrics: MetricsSettings
     libvirt_uri: str | None
     min_available_mib: float
     values: Values = field(compare=False, repr=False)
@@ -127,6 +137,7 @@ def _configuration(top: CheckedTable, seed: int) -> Configuration:
         domains=_domains(top.table("domain"), default),
         socket_path=Path(path),
         socket_group=socket.text("group", "diffengine") or "diffengine",
+        metrics=_metrics(top.table("metrics")),
         libvirt_uri=libvirt.text("uri"),
         min_available_mib=dom0.number("min_available_mib", 64, 0, MOST_MIB, " MiB"),
         values=top.values,
@@ -136,6 +147,21 @@ def _configuration(top: CheckedTable, seed: int) -> Configuration:
     dom0.finish()
     top.finish()
     return result
+
+
+def _metrics(table: CheckedTable) -> MetricsSettings:
+    """From other hosts nothing is to be seen: what is saved tells what guests have in common."""
+    text = table.text("listen")
+    table.finish()
+    if text is None:
+        return MetricsSettings()
+    host, _, port = text.rpartition(":")
+    if text.startswith("unix:/"):
+        return MetricsSettings(path=Path(text.removeprefix("unix:")))
+    if host == "127.0.0.1" and port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= MOST_PORT:
+        return MetricsSettings(port=int(port))
+    table.refuse("listen", "unix:/PATH or 127.0.0.1:PORT")
+    return MetricsSettings()
 
 
 def _domains(tables: CheckedTable, default: DomainSettings) -> dict[str, DomainSettings]:

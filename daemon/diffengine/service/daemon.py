@@ -18,6 +18,7 @@ from diffengine.service.free_requests import FreeRequest
 from diffengine.service.host import Connected, HostChoice, connect
 from diffengine.service.libvirt_link import LibvirtLink
 from diffengine.service.methods import Methods
+from diffengine.service.metrics import MetricsServer, exposition
 from diffengine.service.operations import Operations
 from diffengine.service.server import Server
 from diffengine.service.supervisor import handed_over, supervisor
@@ -75,6 +76,7 @@ class _Daemon:
         self._worker = Worker(operations, lambda failure: self._loop.call_soon_threadsafe(self._end, failure), told)
         methods = Methods(self._worker, self._events, self._connected)
         server = Server(start.socket_path, start.socket_group, methods.call, self._events)
+        metrics = self._metrics()
         server.start(listening)
         links: list[XenstoreLink | LibvirtLink] = []
         try:
@@ -82,6 +84,8 @@ class _Daemon:
             links = self._links(methods)
             for link in links:
                 link.start()
+            if metrics:
+                await metrics.start()
             told.ready()
             LOG.info("at work on %d domains", operations.snapshot.status.domains_worked_on)
             await self._ended.wait()
@@ -89,12 +93,22 @@ class _Daemon:
                 LOG.info("told to end")
         finally:
             told.ending()
+            if metrics:
+                await metrics.close()
             await server.close()
             for link in links:
                 await asyncio.to_thread(link.stop)
             self._worker.stop()
         if self._failure:
             raise self._failure
+
+    def _metrics(self) -> MetricsServer | None:
+        """Not started. Raises MetricsError."""
+        configuration = self._settings.configuration
+        if not (configuration.metrics.path or configuration.metrics.port):
+            return None
+        text = exposition(lambda: self._worker.snapshot)
+        return MetricsServer(configuration.metrics, configuration.socket_group, text)
 
     def _links(self, methods: Methods) -> list[XenstoreLink | LibvirtLink]:
         """To what else there is on this host, not started."""
