@@ -3,7 +3,7 @@
  * under load. Usage: test-pager-process MACHINE PAGER [KILLS] */
 #define _GNU_SOURCE
 #include "../../../native/simulation/scratch.h"
-#include "check.h"
+#include "processes.h"
 
 #include <diffengine/digest.h>
 #include <diffengine/machine_client.h>
@@ -31,30 +31,6 @@ static uint16_t domains[GUESTS];
 static void sleep_us(unsigned us)
 {
     nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = (long)(us % 1000000) * 1000}, NULL);
-}
-
-/* Start a program; back when it has said "ready". @return 0 if it ended instead. */
-static pid_t launch(const char *const *arguments)
-{
-    int out[2];
-    char text[8] = "";
-    CHECK_EQ(pipe(out), 0);
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        dup2(out[1], STDOUT_FILENO);
-        close(out[0]);
-        close(out[1]);
-        execv(arguments[0], (char *const *)arguments);
-        _exit(127);
-    }
-    close(out[1]);
-    ssize_t got = read(out[0], text, 5);
-    close(out[0]);
-    if (got == 5 && !memcmp(text, "ready", 5))
-        return child;
-    CHECK_EQ(waitpid(child, NULL, 0), child);
-    return 0;
 }
 
 static void launch_pager(void)
@@ -110,15 +86,6 @@ static void remove_files(void)
     char command[128];
     snprintf(command, sizeof command, "rm -r %s", directory);
     CHECK_EQ(system(command), 0);
-}
-
-static void end(pid_t *process, int signal)
-{
-    int status;
-    CHECK_EQ(kill(*process, signal), 0);
-    CHECK_EQ(waitpid(*process, &status, 0), *process);
-    CHECK(signal == SIGKILL || (WIFEXITED(status) && !WEXITSTATUS(status)));
-    *process = 0;
 }
 
 static void finish(void)

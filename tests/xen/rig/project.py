@@ -41,7 +41,9 @@ def _download(folder: Path, needed: list[str]) -> None:
 
 def _wheel(cache: Cache) -> Path:
     """The project's wheel, with the C programs; compiled incrementally in build/xen-wheel."""
-    sources = [ROOT / name for name in ("native", "daemon", "meson.build", "meson_options.txt", "pyproject.toml")]
+    sources = [
+        ROOT / name for name in ("native", "ioemu_shim", "daemon", "meson.build", "meson_options.txt", "pyproject.toml")
+    ]
     return cache.entry("wheel", digest(*sources), _build_wheel)
 
 

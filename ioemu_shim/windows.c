@@ -1,0 +1,761 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#define _GNU_SOURCE
+#include "windows.h"
+
+#include "faults.h"
+#include "next.h"
+#include "pager_link.h"
+#include "settings.h"
+
+#include <diffengine/page.h>
+#include <diffengine/status.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define NS_PER_MS 1000000
+#define MS_PER_S 1000
+/** How soon after it was unmapped a cluster is back "at once". */
+#define AT_ONCE_MS 1000u
+/** How often the time that it may be idle doubles then. */
+#define MAX_PATIENCE 2u
+#define BRING_IN_MS 1000u
+#define LOOK_FOR_PAGER_MS 250u
+
+struct cluster {
+    uint64_t mapped; /**< a bit per page: it has its frame, or, if that can't be had, a page in its place */
+    uint64_t held;   /**< of those, whose gfn has a hold in the table */
+    uint64_t touched_ms, emptied_ms;
+    uint32_t calls; /**< system calls under way that use it */
+    uint8_t patience;
+    bool working;
+};
+
+struct window {
+    uintptr_t from;
+    size_t pages;
+    int protection;
+    uint32_t domain;
+    xenforeignmemory_handle *xen;
+    size_t cluster_count;
+    struct cluster *clusters;
+    bool *missing;       /**< per page: no such guest memory when it was made */
+    struct window *next; /**< taken out together */
+    uint32_t gfns[];
+};
+
+/** A mapping that is no window. */
+struct plain {
+    uintptr_t from; /**< 0: being made */
+    size_t pages;
+    bool held;
+    struct plain *next;
+    uint32_t gfns[];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static struct window **windows; /**< by address */
+static size_t window_count, window_capacity;
+static struct plain *plains;
+static unsigned workers;
+static bool attaching; /**< nobody is to begin to work */
+static uint32_t bound_domain;
+static bool bound;
+static uint64_t link_looked_ms;
+/* Bounds of all windows there ever were. */
+static _Atomic(uintptr_t) lowest = UINTPTR_MAX, highest;
+static __thread bool mapping_here;
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * MS_PER_S + (uint64_t)(now.tv_nsec / NS_PER_MS);
+}
+
+bool windows_mapping_here(void)
+{
+    return mapping_here;
+}
+
+bool windows_near(const void *address, size_t bytes)
+{
+    uintptr_t from = (uintptr_t)address;
+    return bytes && from < atomic_load(&highest) && from + bytes > atomic_load(&lowest);
+}
+
+/* The first window that ends behind the address; the lock is held. */
+static size_t place_of(uintptr_t address)
+{
+    size_t low = 0, high = window_count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (windows[middle]->from + windows[middle]->pages * DE_PAGE_SIZE <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static struct window *find(uintptr_t address)
+{
+    size_t place = place_of(address);
+    return place < window_count && windows[place]->from <= address ? windows[place] : NULL;
+}
+
+bool windows_covers(uintptr_t address)
+{
+    pthread_mutex_lock(&lock);
+    bool covers = find(address) != NULL;
+    pthread_mutex_unlock(&lock);
+    return covers;
+}
+
+static size_t cluster_bytes(void)
+{
+    return (size_t)settings_get()->cluster_pages * DE_PAGE_SIZE;
+}
+
+static size_t cluster_pages(const struct window *window, size_t index)
+{
+    size_t size = settings_get()->cluster_pages, rest = window->pages - index * size;
+    return rest < size ? rest : size;
+}
+
+/* Holds. */
+
+static bool take_hold(uint32_t gfn)
+{
+    struct de_holds *holds = link_holds();
+    if (!holds)
+        return false;
+    int status;
+    while ((status = de_holds_take(holds, gfn)) == DE_FULL)
+        nanosleep(&(struct timespec){.tv_nsec = NS_PER_MS}, NULL);
+    return status == DE_OK;
+}
+
+static void drop_holds(const uint32_t *gfns, uint64_t held)
+{
+    for (; held; held &= held - 1)
+        de_holds_drop(link_holds(), gfns[__builtin_ctzll(held)]);
+}
+
+/* Mapping: the cluster is worked on, the lock not held. */
+
+static void put_page_in_place(void *address, size_t bytes, int protection)
+{
+    next_functions()->mmap(address, bytes, protection,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+}
+
+/* Map pages that follow one another. @return those that have no frame. */
+static uint64_t map_run(const struct window *window, size_t first, unsigned count)
+{
+    xen_pfn_t gfns[MAX_CLUSTER_PAGES];
+    int errors[MAX_CLUSTER_PAGES];
+    uint64_t failed = 0;
+    uint8_t *address = (uint8_t *)window->from + first * DE_PAGE_SIZE;
+    for (unsigned i = 0; i < count; i++)
+        gfns[i] = window->gfns[first + i];
+    mapping_here = true;
+    void *mapped = next_functions()->map2(window->xen, window->domain, address, window->protection, MAP_FIXED,
+                                          count, gfns, errors);
+    mapping_here = false;
+    for (unsigned i = 0; i < count; i++) {
+        if (mapped && !errors[i])
+            continue;
+        /* What a device model does with a page that the guest gave back, or after the domain's end, is lost
+         * with or without us; but it may not die of it. */
+        put_page_in_place(address + (size_t)i * DE_PAGE_SIZE, DE_PAGE_SIZE, window->protection);
+        failed |= UINT64_C(1) << i;
+    }
+    return failed;
+}
+
+static void forget_shares(const struct window *window, size_t first, uint64_t pages)
+{
+    for (; pages; pages &= pages - 1) {
+        uint32_t gfn = window->gfns[first + (size_t)__builtin_ctzll(pages)];
+        if (de_holds_hints(link_holds(), gfn) & DE_HOLDS_SHARED)
+            de_holds_note(link_holds(), gfn, DE_HOLDS_SHARED, false);
+    }
+}
+
+/* Of what the cluster does not have yet: what can be had at once, and would be had without harm. */
+static uint64_t hold_around(const struct window *window, size_t first, size_t count, uint64_t but)
+{
+    uint64_t pages = 0;
+    struct de_holds *holds = link_holds();
+    for (size_t i = 0; i < count; i++) {
+        uint64_t bit = UINT64_C(1) << i;
+        if (!(but & bit) && !window->missing[first + i] && holds &&
+            de_holds_take_plain(holds, window->gfns[first + i]) == DE_OK)
+            pages |= bit;
+    }
+    return pages;
+}
+
+/* @param[out] held Of the wanted pages. */
+static void hold_wanted(const struct window *window, size_t first, uint64_t wanted, uint64_t *held)
+{
+    uint32_t gfns[MAX_CLUSTER_PAGES];
+    size_t count = 0;
+    for (uint64_t left = wanted; left; left &= left - 1) {
+        unsigned i = (unsigned)__builtin_ctzll(left);
+        gfns[count] = window->gfns[first + i];
+        if (!window->missing[first + i] && take_hold(gfns[count])) {
+            *held |= UINT64_C(1) << i;
+            count++;
+        }
+    }
+    if (count)
+        de_holds_bring_in(link_holds(), gfns, count, BRING_IN_MS);
+}
+
+static uint64_t map_runs(const struct window *window, size_t first, uint64_t pages)
+{
+    uint64_t failed = 0;
+    while (pages) {
+        unsigned from = (unsigned)__builtin_ctzll(pages);
+        uint64_t rest = ~(pages >> from);
+        unsigned count = rest ? (unsigned)__builtin_ctzll(rest) : MAX_CLUSTER_PAGES;
+        failed |= map_run(window, first + from, count) << from;
+        pages = from + count == 64 ? 0 : pages >> (from + count) << (from + count);
+    }
+    return failed;
+}
+
+/* Give pages of a cluster their frames, and their neighbours. */
+static void map_pages(const struct window *window, size_t index, uint64_t wanted, struct cluster *gained)
+{
+    size_t first = index * settings_get()->cluster_pages, count = cluster_pages(window, index);
+    uint64_t held = 0;
+    hold_wanted(window, first, wanted, &held);
+    held |= hold_around(window, first, count, wanted | gained->mapped);
+    uint64_t pages = wanted | held;
+    uint64_t failed = map_runs(window, first, pages);
+    drop_holds(window->gfns + first, held & failed);
+    forget_shares(window, first, held & ~failed);
+    gained->mapped = pages;
+    gained->held = held & ~failed;
+}
+
+/* The lock is held. */
+
+static void begin(struct cluster *cluster)
+{
+    cluster->working = true;
+    workers++;
+}
+
+static void end(struct cluster *cluster)
+{
+    cluster->working = false;
+    workers--;
+    pthread_cond_broadcast(&changed);
+}
+
+static void note_return(struct cluster *cluster, uint64_t now)
+{
+    if (!cluster->emptied_ms)
+        return;
+    if (now - cluster->emptied_ms > AT_ONCE_MS)
+        cluster->patience = 0;
+    else if (cluster->patience < MAX_PATIENCE)
+        cluster->patience++;
+    cluster->emptied_ms = 0;
+}
+
+static uint64_t bits(size_t from, size_t to)
+{
+    uint64_t below_to = to >= 64 ? UINT64_MAX : (UINT64_C(1) << to) - 1;
+    return below_to & ~((UINT64_C(1) << from) - 1);
+}
+
+/*
+ * Have frames in the part of the range from `from` on that lies in one cluster.
+ * @param[out] to Where that part ends. @return whether it is in a window.
+ */
+static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call, uintptr_t *to)
+{
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        struct window *window = find(from);
+        if (!window) {
+            size_t place = place_of(from);
+            *to = place < window_count && windows[place]->from < end_of_range ? windows[place]->from
+                                                                              : end_of_range;
+            pthread_mutex_unlock(&lock);
+            return false;
+        }
+        size_t index = (from - window->from) / cluster_bytes();
+        struct cluster *cluster = &window->clusters[index];
+        if (cluster->working || attaching) {
+            pthread_cond_wait(&changed, &lock);
+            continue;
+        }
+        uintptr_t base = window->from + index * cluster_bytes();
+        uintptr_t cluster_end = base + cluster_pages(window, index) * DE_PAGE_SIZE;
+        *to = cluster_end < end_of_range ? cluster_end : end_of_range;
+        uint64_t wanted = bits((from - base) / DE_PAGE_SIZE, (*to - base + DE_PAGE_SIZE - 1) / DE_PAGE_SIZE) &
+                          ~cluster->mapped;
+        if (wanted) {
+            struct cluster gained = {.mapped = cluster->mapped};
+            begin(cluster);
+            pthread_mutex_unlock(&lock);
+            map_pages(window, index, wanted, &gained);
+            pthread_mutex_lock(&lock);
+            cluster->mapped |= gained.mapped;
+            cluster->held |= gained.held;
+            note_return(cluster, now_ms());
+            end(cluster);
+        }
+        cluster->touched_ms = now_ms();
+        cluster->calls += for_call;
+        pthread_mutex_unlock(&lock);
+        return true;
+    }
+}
+
+bool windows_touch(uintptr_t address)
+{
+    uintptr_t to;
+    return ensure_cluster(address, address + 1, false, &to);
+}
+
+bool windows_prepare(const void *address, size_t bytes)
+{
+    uintptr_t from = (uintptr_t)address, to = from + bytes;
+    bool some = false;
+    while (from < to)
+        some |= ensure_cluster(from, to, true, &from);
+    return some;
+}
+
+void windows_finish(const void *address, size_t bytes)
+{
+    uintptr_t from = (uintptr_t)address, to = from + bytes;
+    uint64_t now = now_ms();
+    pthread_mutex_lock(&lock);
+    for (size_t place = place_of(from); place < window_count && windows[place]->from < to; place++) {
+        struct window *window = windows[place];
+        size_t first = from > window->from ? (from - window->from) / cluster_bytes() : 0;
+        for (size_t i = first; i < window->cluster_count && window->from + i * cluster_bytes() < to; i++) {
+            struct cluster *cluster = &window->clusters[i];
+            cluster->calls -= cluster->calls > 0;
+            cluster->touched_ms = now;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* Windows come and go. */
+
+static void window_free(struct window *window)
+{
+    free(window->clusters);
+    free(window->missing);
+    free(window);
+}
+
+static struct window *window_make(const struct request *request)
+{
+    struct window *window = calloc(1, sizeof *window + request->pages * sizeof window->gfns[0]);
+    if (!window)
+        return NULL;
+    window->pages = request->pages;
+    window->protection = request->protection;
+    window->domain = request->domain;
+    window->xen = request->xen;
+    window->cluster_count =
+        (request->pages + settings_get()->cluster_pages - 1) / settings_get()->cluster_pages;
+    window->clusters = calloc(window->cluster_count, sizeof *window->clusters);
+    window->missing = calloc(request->pages, sizeof *window->missing);
+    if (!window->clusters || !window->missing) {
+        window_free(window);
+        return NULL;
+    }
+    for (size_t i = 0; i < request->pages; i++) {
+        window->gfns[i] = (uint32_t)request->gfns[i];
+        window->missing[i] = request->gfns[i] > UINT32_MAX;
+    }
+    return window;
+}
+
+/*
+ * What a mapping would have said, page by page: by making one, read-only so that what is shared stays so.
+ * What is out is guest memory, and need not come in to be found so. @return false: the mapping as a whole
+ * fails.
+ */
+static bool probe(struct window *window, const struct request *request, int *errors)
+{
+    size_t count = 0;
+    xen_pfn_t *gfns = calloc(request->pages, sizeof *gfns);
+    uint32_t *places = calloc(request->pages, sizeof *places);
+    int *found = calloc(request->pages, sizeof *found);
+    bool *held = calloc(request->pages, sizeof *held);
+    void *mapped = NULL;
+    if (gfns && places && found && held) {
+        for (size_t i = 0; i < request->pages; i++) {
+            errors[i] = 0;
+            held[i] = !window->missing[i] && take_hold(window->gfns[i]);
+            if (held[i] && (de_holds_hints(link_holds(), window->gfns[i]) & DE_HOLDS_OUT))
+                continue;
+            gfns[count] = request->gfns[i];
+            places[count++] = (uint32_t)i;
+        }
+        mapping_here = true;
+        mapped = count ? next_functions()->map2(request->xen, request->domain, NULL, PROT_READ, 0, count,
+                                                gfns, found)
+                       : window;
+        if (count && mapped)
+            next_functions()->unmap(request->xen, mapped, count);
+        mapping_here = false;
+        for (size_t i = 0; i < count && mapped; i++) {
+            errors[places[i]] = found[i];
+            window->missing[places[i]] = found[i] != 0;
+        }
+        for (size_t i = 0; i < request->pages; i++)
+            if (held[i])
+                de_holds_drop(link_holds(), window->gfns[i]);
+    }
+    free(gfns);
+    free(places);
+    free(found);
+    free(held);
+    return mapped != NULL;
+}
+
+static bool list(struct window *window)
+{
+    bool listed = true;
+    pthread_mutex_lock(&lock);
+    if (window_count == window_capacity) {
+        size_t capacity = window_capacity ? 2 * window_capacity : 64;
+        struct window **grown = realloc(windows, capacity * sizeof *grown);
+        listed = grown != NULL;
+        if (grown) {
+            windows = grown;
+            window_capacity = capacity;
+        }
+    }
+    if (listed) {
+        size_t place = place_of(window->from);
+        memmove(&windows[place + 1], &windows[place], (window_count - place) * sizeof *windows);
+        windows[place] = window;
+        window_count++;
+        if (window->from < atomic_load(&lowest))
+            atomic_store(&lowest, window->from);
+        if (window->from + window->pages * DE_PAGE_SIZE > atomic_load(&highest))
+            atomic_store(&highest, window->from + window->pages * DE_PAGE_SIZE);
+    }
+    pthread_mutex_unlock(&lock);
+    return listed;
+}
+
+/* Whether the pager is there, for this domain. */
+static bool is_possible(uint32_t domain)
+{
+    pthread_mutex_lock(&lock);
+    if (!bound) {
+        bound = true;
+        bound_domain = domain;
+    }
+    bool possible = domain == bound_domain && link_continue(domain) != LINK_NONE;
+    pthread_mutex_unlock(&lock);
+    return possible && faults_start();
+}
+
+void *windows_map(const struct request *request, int *errors)
+{
+    const int both = PROT_READ | PROT_WRITE;
+    if ((request->protection & both) != both || request->pages < settings_get()->window_pages ||
+        !is_possible(request->domain))
+        return NULL;
+    struct window *window = window_make(request);
+    if (!window)
+        return NULL;
+    void *address = MAP_FAILED;
+    if (probe(window, request, errors))
+        address = faults_reserve(request->address, request->pages * DE_PAGE_SIZE, request->protection,
+                                 request->flags);
+    window->from = (uintptr_t)address;
+    if (address != MAP_FAILED && list(window))
+        return address;
+    if (address != MAP_FAILED)
+        next_functions()->munmap(address, request->pages * DE_PAGE_SIZE);
+    window_free(window);
+    return NULL;
+}
+
+struct plain *windows_plain_begin(const struct request *request)
+{
+    if (!(request->protection & PROT_WRITE))
+        return NULL;
+    struct plain *plain = calloc(1, sizeof *plain + request->pages * sizeof plain->gfns[0]);
+    if (!plain)
+        return NULL;
+    plain->pages = request->pages;
+    for (size_t i = 0; i < request->pages; i++)
+        plain->gfns[i] = request->gfns[i] > UINT32_MAX ? UINT32_MAX : (uint32_t)request->gfns[i];
+    pthread_mutex_lock(&lock);
+    if (!bound) {
+        bound = true;
+        bound_domain = request->domain;
+    }
+    bool ours = request->domain == bound_domain;
+    while (attaching)
+        pthread_cond_wait(&changed, &lock);
+    plain->held = ours && link_holds();
+    if (ours) {
+        plain->next = plains;
+        plains = plain;
+    }
+    workers++; /* who attaches waits until its holds are taken */
+    pthread_mutex_unlock(&lock);
+    for (size_t i = 0; i < plain->pages && plain->held; i++)
+        take_hold(plain->gfns[i]);
+    pthread_mutex_lock(&lock);
+    workers--;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+    if (ours)
+        return plain;
+    free(plain);
+    return NULL;
+}
+
+static void plain_free(struct plain *plain)
+{
+    for (size_t i = 0; i < plain->pages && plain->held; i++)
+        de_holds_drop(link_holds(), plain->gfns[i]);
+    free(plain);
+}
+
+void windows_plain_made(struct plain *plain, void *address)
+{
+    if (!plain)
+        return;
+    pthread_mutex_lock(&lock);
+    plain->from = (uintptr_t)address;
+    if (address && plain->from < atomic_load(&lowest))
+        atomic_store(&lowest, plain->from);
+    if (address && plain->from + plain->pages * DE_PAGE_SIZE > atomic_load(&highest))
+        atomic_store(&highest, plain->from + plain->pages * DE_PAGE_SIZE);
+    struct plain **link = &plains;
+    while (!address && *link != plain)
+        link = &(*link)->next;
+    if (!address)
+        *link = plain->next;
+    pthread_mutex_unlock(&lock);
+    if (!address)
+        plain_free(plain);
+}
+
+static bool is_worked_on(const struct window *window)
+{
+    for (size_t i = 0; i < window->cluster_count; i++)
+        if (window->clusters[i].working)
+            return true;
+    return false;
+}
+
+static void unlist(size_t place)
+{
+    window_count--;
+    memmove(&windows[place], &windows[place + 1], (window_count - place) * sizeof *windows);
+}
+
+/* A window of which only a part goes: it gets all its frames, and keeps their holds for ever. */
+static void settle(uintptr_t from, size_t pages)
+{
+    windows_prepare((const void *)from, pages * DE_PAGE_SIZE);
+}
+
+struct window *windows_take_out(uintptr_t from, size_t bytes)
+{
+    struct window *taken = NULL;
+    uintptr_t to = from + bytes;
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        size_t place = place_of(from);
+        struct window *window = place < window_count && windows[place]->from < to ? windows[place] : NULL;
+        if (!window)
+            break;
+        uintptr_t window_end = window->from + window->pages * DE_PAGE_SIZE;
+        bool whole = from <= window->from && to >= window_end;
+        if (!whole && !window->next) {
+            uintptr_t window_from = window->from;
+            size_t pages = window->pages;
+            window->next = window; /* marked: once is enough */
+            pthread_mutex_unlock(&lock);
+            settle(window_from, pages);
+            pthread_mutex_lock(&lock);
+            continue;
+        }
+        if (is_worked_on(window) || attaching) {
+            pthread_cond_wait(&changed, &lock);
+            continue;
+        }
+        unlist(place);
+        if (whole) {
+            window->next = taken;
+            taken = window;
+        } else {
+            window_free(window);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return taken;
+}
+
+void windows_forget_plain(uintptr_t from, size_t bytes)
+{
+    struct plain *gone = NULL;
+    pthread_mutex_lock(&lock);
+    for (struct plain **link = &plains; *link;) {
+        struct plain *plain = *link;
+        if (plain->from && from <= plain->from && plain->from + plain->pages * DE_PAGE_SIZE <= from + bytes) {
+            *link = plain->next;
+            plain->next = gone;
+            gone = plain;
+        } else {
+            link = &plain->next;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    while (gone) {
+        struct plain *plain = gone;
+        gone = plain->next;
+        plain_free(plain);
+    }
+}
+
+void windows_forget(struct window *taken_out)
+{
+    while (taken_out) {
+        struct window *window = taken_out;
+        taken_out = window->next;
+        for (size_t i = 0; i < window->cluster_count; i++)
+            drop_holds(window->gfns + i * settings_get()->cluster_pages, window->clusters[i].held);
+        window_free(window);
+    }
+}
+
+/* Ageing. */
+
+static bool is_due(const struct cluster *cluster, uint64_t now)
+{
+    uint64_t idle_ms = (uint64_t)settings_get()->idle_ms << cluster->patience;
+    return cluster->mapped && !cluster->working && !cluster->calls && now - cluster->touched_ms >= idle_ms;
+}
+
+/* Clusters that follow one another; the lock is held, and is not in between. */
+static void empty(struct window *window, size_t first, size_t count)
+{
+    size_t size = settings_get()->cluster_pages;
+    size_t pages = (count - 1) * size + cluster_pages(window, first + count - 1);
+    for (size_t i = 0; i < count; i++)
+        begin(&window->clusters[first + i]);
+    pthread_mutex_unlock(&lock);
+    bool emptied = faults_empty((uint8_t *)window->from + first * size * DE_PAGE_SIZE, pages * DE_PAGE_SIZE,
+                                window->protection);
+    for (size_t i = first; i < first + count && emptied; i++)
+        drop_holds(window->gfns + i * size, window->clusters[i].held);
+    pthread_mutex_lock(&lock);
+    uint64_t now = now_ms();
+    for (size_t i = first; i < first + count; i++) {
+        struct cluster *cluster = &window->clusters[i];
+        if (emptied) {
+            cluster->mapped = cluster->held = 0;
+            cluster->emptied_ms = now;
+        }
+        end(cluster);
+    }
+}
+
+static void age(uint64_t now)
+{
+    for (size_t place = 0; place < window_count; place++) {
+        struct window *window = windows[place];
+        for (size_t first = 0; first < window->cluster_count; first++) {
+            size_t count = 0;
+            while (first + count < window->cluster_count && is_due(&window->clusters[first + count], now))
+                count++;
+            if (!count)
+                continue;
+            uintptr_t from = window->from;
+            empty(window, first, count);
+            /* The list may be another one now: on with the window at this address, if there is one. */
+            window = find(from);
+            if (!window)
+                break;
+            place = place_of(from);
+            first += count;
+        }
+    }
+}
+
+static uint64_t pages_without_hold(const struct window *window, size_t index)
+{
+    uint64_t without = 0;
+    size_t first = index * settings_get()->cluster_pages;
+    for (uint64_t left = window->clusters[index].mapped; left; left &= left - 1)
+        if (window->missing[first + (size_t)__builtin_ctzll(left)])
+            without |= left & -left;
+    return without;
+}
+
+/* The lock is held, nobody works: what is mapped stays mapped until its holds are taken. */
+static void take_all_holds(void)
+{
+    for (size_t place = 0; place < window_count; place++) {
+        struct window *window = windows[place];
+        for (size_t i = 0; i < window->cluster_count; i++) {
+            struct cluster *cluster = &window->clusters[i];
+            uint64_t pages = cluster->mapped & ~pages_without_hold(window, i);
+            for (; pages; pages &= pages - 1) {
+                unsigned bit = (unsigned)__builtin_ctzll(pages);
+                if (take_hold(window->gfns[i * settings_get()->cluster_pages + bit]))
+                    cluster->held |= UINT64_C(1) << bit;
+            }
+        }
+    }
+    for (struct plain *plain = plains; plain; plain = plain->next) {
+        plain->held = true;
+        for (size_t i = 0; i < plain->pages; i++)
+            take_hold(plain->gfns[i]);
+    }
+}
+
+static void look_for_pager(uint64_t now)
+{
+    if (!bound || link_holds() || now - link_looked_ms < LOOK_FOR_PAGER_MS)
+        return;
+    link_looked_ms = now;
+    if (link_continue(bound_domain) != LINK_RECEIVED)
+        return;
+    attaching = true;
+    while (workers)
+        pthread_cond_wait(&changed, &lock);
+    if (link_attach())
+        take_all_holds();
+    attaching = false;
+    pthread_cond_broadcast(&changed);
+}
+
+void windows_age(void)
+{
+    uint64_t now = now_ms();
+    pthread_mutex_lock(&lock);
+    look_for_pager(now);
+    age(now);
+    pthread_mutex_unlock(&lock);
+}

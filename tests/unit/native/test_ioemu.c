@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The shim under a device model, beside an evictor and a pager that is killed: what the device model moved,
+ * and what the guest reads at the end, is right byte by byte.
+ *
+ * Usage: test-ioemu MACHINE PAGER DEVICE-MODEL SHIM [OPERATIONS [KILLS [MODE [GFNS]]]]
+ * SHIM is preloaded; `linked`: the device model has it in it; `none`: it does without, and the pager is not
+ * told of it (which loses writes).
+ */
+#define _GNU_SOURCE
+#include "../../../native/simulation/scratch.h"
+#include "processes.h"
+
+#include <diffengine/digest.h>
+#include <diffengine/machine_client.h>
+#include <diffengine/pager_queue.h>
+#include <diffengine/status.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#define DEFAULT_GFNS 1000u /**< more buckets than the device model keeps mapped */
+#define STORE_MIB "64"
+#define IDLE_MS "20"
+#define BEFORE_IT_STARTS 40u /**< pages that are out then */
+#define NS_PER_S 1000000000u
+
+static const char *machine_program, *pager_program, *device_program, *shim;
+static char directory[64], state_directory[96], socket_path[96], disk_path[96], expected_path[96];
+static pid_t machine_process, pager_process;
+static struct de_machine_client *machine;
+static struct de_queue_client *queue;
+static uint16_t domain;
+static uint32_t gfns = DEFAULT_GFNS;
+
+static void launch_pager(void)
+{
+    char parent[16];
+    snprintf(parent, sizeof parent, "%d", (int)getpid());
+    const char *arguments[] = {pager_program, "--state", state_directory, "--machine", socket_path,
+                               "--store-mib", STORE_MIB, "--parent",      parent,      NULL};
+    pager_process = launch(arguments);
+    CHECK(pager_process);
+    CHECK_EQ(de_queue_connect(state_directory, &queue), DE_OK);
+}
+
+static void start(void)
+{
+    char frames[16], parent[16];
+    CHECK(scratch_make("/dev/shm", directory, sizeof directory) >= 0);
+    snprintf(state_directory, sizeof state_directory, "%s/state", directory);
+    snprintf(socket_path, sizeof socket_path, "%s/machine", directory);
+    snprintf(disk_path, sizeof disk_path, "%s/disk", directory);
+    snprintf(expected_path, sizeof expected_path, "%s/expected", directory);
+    CHECK_EQ(mkdir(state_directory, 0700), 0);
+    snprintf(frames, sizeof frames, "%u", gfns + 64);
+    snprintf(parent, sizeof parent, "%d", (int)getpid());
+    const char *arguments[] = {machine_program, "--socket", socket_path, "--frames",
+                               frames,          "--parent", parent,      NULL};
+    machine_process = launch(arguments);
+    CHECK(machine_process);
+    CHECK_EQ(de_client_connect(socket_path, DE_CLIENT_READER, &machine), 0);
+    CHECK_EQ(de_client_domain_create(machine, gfns, &domain), 0);
+    CHECK_EQ(de_client_populate(machine, domain, NULL, NULL, gfns, NULL), gfns);
+    launch_pager();
+    de_queue_area(queue)->domains[0] = domain;
+    de_queue_area(queue)->gfns[0] = gfns;
+    CHECK_EQ(de_queue_call(queue, DE_COMMAND_ADD_DOMAIN, 1), DE_OK);
+}
+
+static void finish(void)
+{
+    char command[128];
+    de_queue_client_free(queue);
+    end(&pager_process, SIGTERM);
+    de_client_free(machine);
+    end(&machine_process, SIGTERM);
+    snprintf(command, sizeof command, "rm -r %s", directory);
+    CHECK_EQ(system(command), 0);
+}
+
+static bool has_userfaultfd(void)
+{
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+    if (fd < 0)
+        fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+static pid_t launch_device_model(const char *operations, const char *mode, bool by_signal)
+{
+    char domain_text[16], gfns_text[16];
+    snprintf(domain_text, sizeof domain_text, "%u", domain);
+    snprintf(gfns_text, sizeof gfns_text, "%u", gfns);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child)
+        return child;
+    setenv("DIFFENGINE_MACHINE", socket_path, 1);
+    setenv("DIFFENGINE_STATE", state_directory, 1);
+    setenv("DIFFENGINE_IOEMU_IDLE_MS", IDLE_MS, 0);
+    if (by_signal)
+        setenv("DIFFENGINE_IOEMU_FAULTS", "signal", 1);
+    if (strcmp(shim, "linked") && strcmp(shim, "none"))
+        setenv("LD_PRELOAD", shim, 1);
+    execl(device_program, device_program, domain_text, gfns_text, operations, "3", "7", disk_path,
+          expected_path, mode, NULL);
+    _exit(127);
+}
+
+/* The command's result, or its status. */
+static int page_command(uint32_t command, uint32_t gfn, uint32_t object)
+{
+    struct de_queue *area = de_queue_area(queue);
+    area->domains[0] = domain;
+    area->gfns[0] = gfn;
+    area->objects[0] = object;
+    int status = de_queue_call(queue, command, 1);
+    return status == DE_OK ? area->results[0] : status;
+}
+
+static int put_raw(const uint8_t *page, uint32_t *object)
+{
+    struct de_queue *area = de_queue_area(queue);
+    area->encodings[0] = DE_ENCODING_RAW;
+    area->sizes[0] = DE_PAGE_SIZE;
+    area->checksums[0] = de_page_checksum(page);
+    area->reference_counts[0] = 0;
+    memcpy(area->payloads, page, DE_PAGE_SIZE);
+    int status = de_queue_call(queue, DE_COMMAND_PUT, 1);
+    *object = area->objects[0];
+    return status == DE_OK ? area->results[0] : status;
+}
+
+/* A page may be written to while it is copied: the pager finds out. Out of ThreadSanitizer's sight. */
+__attribute__((no_sanitize("thread"))) static void copy_page(uint8_t *to, const volatile uint8_t *from)
+{
+    for (size_t i = 0; i < DE_PAGE_SIZE; i++)
+        to[i] = from[i];
+}
+
+/** What became of the proposals. */
+struct tally {
+    uint64_t evicted, held, not_held, other;
+};
+
+static void propose(uint64_t *random, struct tally *tally)
+{
+    uint8_t *mapped, copy[DE_PAGE_SIZE], state;
+    uint32_t object;
+    int32_t error;
+    *random = *random * 6364136223846793005u + 1442695040888963407u;
+    uint32_t gfn = (uint32_t)(*random >> 33) % gfns;
+    if (de_queue_states(queue, domain, gfn, 1, &state, NULL, NULL) != DE_OK || state == DE_PAGE_EVICTED ||
+        de_client_map(machine, domain, false, &gfn, 1, &mapped, &error) != 1)
+        return;
+    copy_page(copy, mapped);
+    de_client_unmap(machine, (const uint8_t *const *)&mapped, 1);
+    if (put_raw(copy, &object) != DE_OK)
+        return;
+    int result = page_command(DE_COMMAND_EVICT, gfn, object);
+    tally->evicted += result == DE_PROPOSAL_DONE;
+    tally->held += result == DE_PROPOSAL_HELD;
+    tally->not_held += result == DE_PROPOSAL_NO_HOLDS;
+    tally->other +=
+        result != DE_PROPOSAL_DONE && result != DE_PROPOSAL_HELD && result != DE_PROPOSAL_NO_HOLDS;
+    page_command(DE_COMMAND_RELEASE, 0, object);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+static void kill_pager(void)
+{
+    CHECK_EQ(kill(pager_process, SIGKILL), 0);
+    CHECK_EQ(waitpid(pager_process, NULL, 0), pager_process);
+    de_queue_client_free(queue);
+    launch_pager();
+}
+
+/* The guest reads what the device model says it must. @return the bytes compared. */
+static uint64_t check_guest(void)
+{
+    struct de_client_vcpu *vcpu;
+    uint64_t compared = 0;
+    FILE *expected = fopen(expected_path, "rb");
+    CHECK(expected);
+    CHECK_EQ(de_client_vcpu_create(machine, domain, &vcpu), 0);
+    for (uint32_t gfn = 0; gfn < gfns; gfn++) {
+        uint8_t found[DE_PAGE_SIZE], page[DE_PAGE_SIZE];
+        CHECK_EQ(fread(page, 1, sizeof page, expected), sizeof page);
+        CHECK_EQ(de_client_guest_read(vcpu, gfn, 0, found, DE_PAGE_SIZE), 0);
+        CHECK(memcmp(found, page, DE_PAGE_SIZE) == 0);
+        compared += DE_PAGE_SIZE;
+    }
+    de_client_vcpu_free(vcpu);
+    fclose(expected);
+    return compared;
+}
+
+/* @return the device model's exit status. */
+static int run(const char *operations, long kills, const char *mode, bool by_signal)
+{
+    struct tally tally = {.evicted = 0};
+    struct de_machine_accounting accounting;
+    int status;
+    uint64_t random = 5, mapped = 0, samples = 0, began_ns, next_kill_ns;
+    start();
+    while (tally.evicted < BEFORE_IT_STARTS)
+        propose(&random, &tally);
+    /* As the daemon does before a device model gets to work: the shim may take its time to say hello. */
+    de_queue_area(queue)->domains[0] = domain;
+    if (strcmp(shim, "none"))
+        CHECK_EQ(de_queue_call(queue, DE_COMMAND_DEVICE_MODEL, 1), DE_OK);
+    pid_t device = launch_device_model(operations, mode, by_signal);
+    began_ns = now_ns();
+    next_kill_ns = began_ns + NS_PER_S / 10;
+    while (waitpid(device, &status, WNOHANG) == 0) {
+        for (int i = 0; i < 16; i++)
+            propose(&random, &tally);
+        CHECK_EQ(de_client_account(machine, &accounting), 0);
+        mapped += accounting.mapped;
+        samples++;
+        if (kills && now_ns() > next_kill_ns) {
+            kill_pager();
+            kills--;
+            next_kill_ns = now_ns() + NS_PER_S / 10;
+        }
+    }
+    CHECK(WIFEXITED(status));
+    status = WEXITSTATUS(status);
+    printf("%s, %s: %" PRIu64 " pages evicted, %" PRIu64 " proposals refused as held, %" PRIu64
+           " without holds, %" PRIu64 " otherwise; mapped at a time: %.0f of %u; %ld kills left; status %d\n",
+           mode, by_signal ? "SIGSEGV" : "userfaultfd", tally.evicted, tally.held, tally.not_held,
+           tally.other, (double)mapped / (double)(samples ? samples : 1), gfns, kills, status);
+    if (status == 0 && strcmp(mode, "lost-write"))
+        printf("the guest reads %" PRIu64 " bytes, all right\n", check_guest());
+    /* Its end gave back what it had; the machine may take a moment to notice. */
+    do
+        CHECK_EQ(de_client_account(machine, &accounting), 0);
+    while (accounting.mapped && !usleep(1000));
+    finish();
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc >= 5);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    machine_program = argv[1];
+    pager_program = argv[2];
+    device_program = argv[3];
+    shim = argv[4];
+    if (argc > 8)
+        gfns = (uint32_t)atol(argv[8]);
+    if (argc > 5) {
+        const char *mode = argc > 7 ? argv[7] : "mixed";
+        return run(argv[5], argc > 6 ? atol(argv[6]) : 0, mode, !has_userfaultfd());
+    }
+    if (has_userfaultfd()) {
+        CHECK_EQ(run("3000", 2, "mixed", false), 0);
+        CHECK_EQ(run("60", 0, "lost-write", false), 0);
+    }
+    CHECK_EQ(run("1000", 1, "mixed", true), 0);
+    return 0;
+}
