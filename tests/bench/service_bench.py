@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the daemon costs, against the targets that it was built to: a process of its own on an embedded machine.
 
-    PYTHONPATH=tests .venv/bin/python -m bench.service_bench [--kills 100] [--idle-s 60] [--requests 2000]
+    PYTHONPATH=tests .venv/bin/python -m bench.service_bench [--kills 100] [--idle-s 60] [--requests 2000] [--only PART]
 
 status: p99 of a status request while guests work and everything is paged. idle: CPU of a daemon with 8 idle domains.
 memory: what its process holds beside the store. kills: the longest fault of guests' programs while the daemon is killed
@@ -224,10 +224,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--idle-s", type=float, default=60)
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--only", choices=("status", "idle", "kills"), help="one part of it")
     given = parser.parse_args()
     print(json.dumps({"load": os.getloadavg(), "cores": os.cpu_count()}))
     targets = []
-    for part in (status_under_load(given.requests), idle(given.idle_s), longest_faults(given.kills)):
+    parts = {
+        "status": status_under_load(given.requests),
+        "idle": idle(given.idle_s),
+        "kills": longest_faults(given.kills),
+    }
+    for part in [parts[given.only]] if given.only else parts.values():
         for target in part:
             print(target, flush=True)
             targets.append(target)
