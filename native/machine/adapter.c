@@ -98,6 +98,7 @@ static const struct de_hypervisor_operations machine_operations = {
     .unpause = unpause_domain,
     .yield = yield,
     .now_ns = now_ns,
+    .store_domain = &machine_store_domain_operations,
 };
 
 struct de_hypervisor de_machine_hypervisor(struct de_machine *machine)

@@ -166,9 +166,12 @@ void domain_drop_gfn(struct de_machine *machine, struct domain *domain, uint32_t
 /* Frames go batch by batch: other domains' faults must not wait for a whole guest to be torn down. */
 static void release_memory(struct de_machine *machine, struct domain *domain)
 {
+    unsigned dropped = 0;
     for (uint32_t gfn = 0; gfn < domain->gfns; gfn++) {
+        if (entry_type(p2m_get(domain, gfn)) == DE_P2M_INVALID)
+            continue;
         domain_drop_gfn(machine, domain, gfn);
-        if (gfn % DESTROY_BATCH == DESTROY_BATCH - 1) {
+        if (++dropped % DESTROY_BATCH == 0) {
             pthread_mutex_unlock(&machine->lock);
             block_yield();
             pthread_mutex_lock(&machine->lock);

@@ -234,6 +234,9 @@ int machine_share(void *context, uint16_t source, uint32_t source_gfn, uint64_t 
                   uint16_t client, uint32_t client_gfn, uint64_t client_handle);
 int machine_unshare(void *context, uint16_t domain, uint32_t gfn);
 
+/* store_domain.c */
+extern const struct de_store_domain_operations machine_store_domain_operations;
+
 /* Rings, for the pager whose channel this is; they take the lock themselves. Errors: hypervisor.h. */
 int channel_init(struct channel *channel); /**< 0 or a negative errno value */
 void channel_destroy(struct channel *channel);

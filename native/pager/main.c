@@ -30,8 +30,8 @@
 #define MAX_MIB (16u << 20)
 
 static const char usage[] =
-    "Usage: diffengine-pager --state DIR (--xen | --machine SOCKET) [--store-mib N] [--swap FILE --swap-mib "
-    "N]\n"
+    "Usage: diffengine-pager --state DIR (--xen | --machine SOCKET) [--store-mib N] [--store-domain]\n"
+    "                        [--swap FILE --swap-mib N]\n"
     "\n"
     "Serves the page faults of guests whose pages the daemon had evicted. Ends with SIGTERM, and leaves all "
     "it has\n"
@@ -46,6 +46,7 @@ static const char usage[] =
     "  --several-vcpus   with --xen: evict also from guests with several vCPUs, though that can crash Xen\n"
     "  --machine SOCKET  of diffengine-machine\n"
     "  --store-mib N     limit of a new store (default 65536)\n"
+    "  --store-domain    with --xen: a new store lies in the frames of a domain that never runs, not in DIR\n"
     "  --swap FILE       swap file, made if it is not there, its content lost if it is\n"
     "  --swap-mib N      its size\n"
     "  --parent PID      end when this process, which must be our parent, ends\n";
@@ -110,7 +111,19 @@ static bool hide_ring(struct de_xen_options *options, const char *text)
     return false;
 }
 
-enum { STATE = 256, MACHINE, XEN, HIDE_RING, SEVERAL_VCPUS, STORE, SWAP, SWAP_MIB, PARENT, HELP };
+enum {
+    STATE = 256,
+    MACHINE,
+    XEN,
+    HIDE_RING,
+    SEVERAL_VCPUS,
+    STORE,
+    STORE_DOMAIN,
+    SWAP,
+    SWAP_MIB,
+    PARENT,
+    HELP
+};
 
 static const struct option long_options[] = {
     {"state", required_argument, NULL, STATE},
@@ -119,6 +132,7 @@ static const struct option long_options[] = {
     {"hide-ring", required_argument, NULL, HIDE_RING},
     {"several-vcpus", no_argument, NULL, SEVERAL_VCPUS},
     {"store-mib", required_argument, NULL, STORE},
+    {"store-domain", no_argument, NULL, STORE_DOMAIN},
     {"swap", required_argument, NULL, SWAP},
     {"swap-mib", required_argument, NULL, SWAP_MIB},
     {"parent", required_argument, NULL, PARENT},
@@ -152,6 +166,9 @@ static int take_option(int option, struct settings *settings)
         if (!parse("store-mib", optarg, MAX_MIB, &value))
             return EXIT_FAILURE;
         settings->state.store_bytes = (uint64_t)value << 20;
+        return -1;
+    case STORE_DOMAIN:
+        settings->state.store_domain = true;
         return -1;
     case SWAP_MIB:
         if (!parse("swap-mib", optarg, MAX_MIB - 1, &value))

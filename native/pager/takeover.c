@@ -7,6 +7,7 @@
  * claim goes. Entries that were in between (evicting, loading) are settled by asking the hypervisor. Last
  * come the events that were taken and not answered.
  */
+#include "store_domain.h"
 #include "swap_in.h"
 
 #include <diffengine/status.h>
@@ -32,6 +33,7 @@
 
 struct opening {
     const struct de_pager_state *state;
+    const struct de_hypervisor *hypervisor;
     struct de_pager *pager; /**< NULL until made */
     int directory, lock;
     struct de_store *store;
@@ -96,28 +98,85 @@ static bool has_tables(const struct opening *opening)
     return found;
 }
 
-/* A store that is none yet, from a pager that died when it made it, counts as absent if no page needs it. */
+/* Nothing is in the old store, wherever it lies. */
+static void remove_store(int directory, const struct de_hypervisor *hypervisor)
+{
+    unlinkat(directory, STORE_NAME, 0);
+    store_domain_remove(hypervisor, directory);
+}
+
+static int open_old_file(const struct opening *opening, struct de_store **store)
+{
+    int fd = openat(opening->directory, STORE_NAME, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return errno == ENOENT ? DE_NOT_FOUND : DE_SYSTEM;
+    int status = de_store_open(fd, store);
+    if (status != DE_OK)
+        close(fd);
+    return status;
+}
+
+static int open_old_domain(const struct opening *opening, struct de_store **store)
+{
+    struct de_store_memory memory;
+    int status = store_domain_open(opening->hypervisor, opening->directory, &memory);
+    if (status != DE_OK)
+        return status;
+    status = de_store_open_in(&memory, store);
+    if (status != DE_OK) {
+        int error = errno;
+        memory.operations->leave(memory.context);
+        errno = error;
+    }
+    return status;
+}
+
+static int create_store(const struct opening *opening, const char *path, struct de_store **store)
+{
+    struct de_store_memory memory;
+    if (!opening->state->store_domain)
+        return de_store_create(path, opening->state->store_bytes, store);
+    int status =
+        store_domain_create(opening->hypervisor, opening->directory, opening->state->store_bytes, &memory);
+    if (status == DE_OK)
+        status = de_store_create_in(&memory, opening->state->store_bytes, store);
+    else
+        return status;
+    if (status != DE_OK) {
+        int error = errno;
+        memory.operations->leave(memory.context);
+        remove_store(opening->directory, opening->hypervisor);
+        errno = error;
+    }
+    return status;
+}
+
+/* Pages that are out need the store that is there, whatever the settings say; else one that is of the other
+ * kind, or none yet, of a pager that died when it made it, counts as absent. */
 static int open_store(struct opening *opening)
 {
     char path[PATH_BYTES];
-    snprintf(path, sizeof path, "%s/" STORE_NAME, opening->state->directory);
-    int fd = openat(opening->directory, STORE_NAME, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    int status = DE_NOT_FOUND;
-    if (fd >= 0) {
-        status = de_store_open(fd, &opening->store);
-        if (status != DE_OK)
-            close(fd);
+    bool in_domain = store_domain_recorded(opening->directory), needed = has_tables(opening);
+    snprintf(path, sizeof path, "%s/%s", opening->state->directory, in_domain ? "store-domain" : STORE_NAME);
+    int status =
+        in_domain ? open_old_domain(opening, &opening->store) : open_old_file(opening, &opening->store);
+    if (status == DE_OK && !needed && in_domain != opening->state->store_domain) {
+        de_store_close(opening->store);
+        opening->store = NULL;
+        status = DE_CORRUPT;
     }
-    if (status == DE_CORRUPT && !has_tables(opening)) {
-        unlinkat(opening->directory, STORE_NAME, 0);
-        status = DE_NOT_FOUND;
+    if (status == DE_NOT_FOUND || (status == DE_CORRUPT && !needed)) {
+        remove_store(opening->directory, opening->hypervisor);
+        snprintf(path, sizeof path, "%s/%s", opening->state->directory,
+                 opening->state->store_domain ? "store-domain" : STORE_NAME);
+        status = create_store(opening, path, &opening->store);
     }
-    if (status == DE_NOT_FOUND)
-        status = de_store_create(path, opening->state->store_bytes, &opening->store);
     if (status == DE_OK)
         return DE_OK;
+    if (status == DE_INVALID)
+        return refuse(opening, status, "%s: this hypervisor has no store domain", path);
     return refuse(opening, status, "%s: %s", path,
-                  status == DE_SYSTEM ? strerror(errno) : de_status_text(status));
+                  status == DE_SYSTEM || status == DE_FULL ? strerror(errno) : de_status_text(status));
 }
 
 static int open_swap(struct opening *opening)
@@ -374,8 +433,12 @@ static void close_state(int directory, int lock, struct de_store *store, struct 
 int de_pager_open(const struct de_pager_state *state, const struct de_hypervisor *hypervisor,
                   struct de_pager **pager, char *error, size_t capacity)
 {
-    struct opening opening = {
-        .state = state, .directory = -1, .lock = -1, .error = error, .capacity = capacity};
+    struct opening opening = {.state = state,
+                              .hypervisor = hypervisor,
+                              .directory = -1,
+                              .lock = -1,
+                              .error = error,
+                              .capacity = capacity};
     int status = open_directory(&opening);
     if (status == DE_OK)
         status = open_store(&opening);
@@ -410,7 +473,7 @@ void pager_remove_state(struct de_pager *pager)
 {
     if (!pager->owns_state)
         return;
-    unlinkat(pager->directory, STORE_NAME, 0);
+    remove_store(pager->directory, &pager->hypervisor);
     unlinkat(pager->directory, KEY_NAME, 0);
     unlinkat(pager->directory, LOCK_NAME, 0);
 }

@@ -1,14 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include "arena_internal.h"
 #include <diffengine/status.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 /*
  * The finest classes pay for themselves only in a large store: each class costs about half a frame at its
@@ -94,7 +89,7 @@ static int add_chunk(struct de_arena *arena)
     if (status == DE_OK)
         status = de_arena_reach_table(arena, number);
     if (status == DE_OK)
-        status = de_arena_reach_file(arena, ((uint64_t)number + 1) * DE_STORE_CHUNK);
+        status = de_arena_reach_memory(arena, ((uint64_t)number + 1) * DE_STORE_CHUNK);
     if (status != DE_OK)
         return status;
     arena->chunks_used++;
@@ -249,7 +244,7 @@ static int write_superblock(struct de_arena *arena, uint64_t max_bytes)
     struct de_superblock superblock = {
         .version = DE_LAYOUT_VERSION, .chunk_bytes = DE_STORE_CHUNK, .max_bytes = max_bytes};
     memcpy(superblock.magic, DE_SUPERBLOCK_MAGIC, sizeof(superblock.magic));
-    int status = de_arena_reach_file(arena, (uint64_t)arena->head_chunks * DE_STORE_CHUNK);
+    int status = de_arena_reach_memory(arena, (uint64_t)arena->head_chunks * DE_STORE_CHUNK);
     if (status == DE_OK)
         status = de_arena_reach_table(arena, 0);
     if (status == DE_OK)
@@ -258,29 +253,25 @@ static int write_superblock(struct de_arena *arena, uint64_t max_bytes)
 }
 
 /* As much of the wanted address space as there is: with less, a store may not spread as thin. */
-static int map_file(struct de_arena *arena, uint64_t least_bytes)
+static int map_memory(struct de_arena *arena, uint64_t least_bytes)
 {
-    arena->mapped_bytes = (uint64_t)arena->chunk_limit * DE_STORE_CHUNK;
-    void *base;
-    while ((base = mmap(NULL, arena->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                        arena->fd, 0)) == MAP_FAILED) {
+    const struct de_store_memory *memory = &arena->memory;
+    uint64_t bytes = (uint64_t)arena->chunk_limit * DE_STORE_CHUNK;
+    while (!(arena->base = memory->operations->map(memory->context, bytes))) {
         if (errno != ENOMEM)
             return DE_SYSTEM;
         arena->chunk_limit /= 2;
-        arena->mapped_bytes = (uint64_t)arena->chunk_limit * DE_STORE_CHUNK;
-        if (arena->mapped_bytes < least_bytes)
+        bytes = (uint64_t)arena->chunk_limit * DE_STORE_CHUNK;
+        if (bytes < least_bytes)
             return DE_NO_MEMORY;
     }
-    arena->base = base;
-    /* Huge pages would populate what no slot uses; evicted content is as secret as its guest. */
-    madvise(base, arena->mapped_bytes, MADV_NOHUGEPAGE);
-    madvise(base, arena->mapped_bytes, MADV_DONTDUMP);
     return DE_OK;
 }
 
-int de_arena_create(struct de_arena *arena, int fd, uint64_t max_bytes, uint64_t file_bytes)
+int de_arena_create(struct de_arena *arena, const struct de_store_memory *memory, uint64_t max_bytes)
 {
-    *arena = (struct de_arena){.fd = fd, .file_bytes = file_bytes, .pool = DE_NONE};
+    uint64_t old_bytes = memory->operations->length(memory->context);
+    *arena = (struct de_arena){.memory = *memory, .memory_bytes = old_bytes, .pool = DE_NONE};
     arena->frame_limit = max_bytes / DE_FRAME_BYTES;
     arena->chunk_limit = de_arena_chunk_limit(max_bytes);
     arena->head_chunks =
@@ -290,25 +281,21 @@ int de_arena_create(struct de_arena *arena, int fd, uint64_t max_bytes, uint64_t
     memset(arena->warm, 0xff, sizeof(arena->warm));
     memset(arena->cold, 0xff, sizeof(arena->cold));
     uint64_t twice_bytes = 2 * max_bytes + 2 * DE_STORE_CHUNK;
-    int status = map_file(arena, file_bytes > twice_bytes ? file_bytes : twice_bytes);
+    int status = map_memory(arena, old_bytes > twice_bytes ? old_bytes : twice_bytes);
     if (status == DE_OK)
         status = de_growing_create(&arena->chunks, sizeof(struct de_chunk), arena->chunk_limit);
-    if (status == DE_OK && !file_bytes)
+    if (status == DE_OK && !old_bytes)
         status = write_superblock(arena, max_bytes);
     if (status != DE_OK)
-        de_arena_free(arena, false);
+        de_arena_free(arena);
     return status;
 }
 
-void de_arena_free(struct de_arena *arena, bool close_file)
+void de_arena_free(struct de_arena *arena)
 {
     for (uint32_t number = arena->head_chunks; arena->chunks.base && number < arena->chunks_used; number++)
         free(de_arena_chunk(arena, number)->taken);
     de_growing_free(&arena->chunks);
-    if (arena->base)
-        munmap(arena->base, arena->mapped_bytes);
-    if (close_file)
-        close(arena->fd);
 }
 
 bool de_arena_exists(const struct de_arena *arena, uint32_t chunk, uint32_t slot)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /**
  * @file arena.h
- * The memory file cut into chunks, chunks into slots of one size class; which frames of it exist.
+ * The memory cut into chunks, chunks into slots of one size class; which frames of it exist.
  *
  * Knows nothing of objects. Everything but de_arena_slot() and de_arena_slot_bytes() is for one thread at a
  * time (the store's lock); those two are for readers too, for places whose slot is taken.
@@ -12,6 +12,8 @@
 #include "chunk.h"
 #include "growing.h"
 
+#include <diffengine/store_memory.h>
+
 /** A place is chunk << DE_PLACE_SLOT_BITS | slot; 39 bits in all. Never 0, as the file's head is in chunk 0.
  */
 #define DE_PLACE_SLOT_BITS 14u
@@ -19,9 +21,9 @@
 #define DE_MAX_CHUNKS ((uint32_t)1 << (DE_PLACE_BITS - DE_PLACE_SLOT_BITS))
 
 struct de_arena {
-    int fd;
+    struct de_store_memory memory;
     uint8_t *base;
-    uint64_t mapped_bytes, file_bytes;
+    uint64_t memory_bytes;        /**< how far frames may be made */
     uint64_t frame_limit, frames; /**< allowed, and existing ones */
     uint64_t head_frames;         /**< existing ones of the superblock and the class table */
     uint64_t warm_bytes;          /**< in warm slots */
@@ -35,21 +37,20 @@ struct de_arena {
 uint32_t de_arena_chunk_limit(uint64_t max_bytes);
 
 /**
- * Map @p fd, which it takes over only with success. @p file_bytes is 0 for a new file, which gets its
- * superblock. For an old file, follow up with de_arena_scan().
+ * Map @p memory, which stays the caller's to close. New memory gets its superblock; for old, follow up with
+ * de_arena_scan().
  * @return DE_OK, DE_NO_MEMORY, DE_FULL or DE_SYSTEM.
  */
-int de_arena_create(struct de_arena *arena, int fd, uint64_t max_bytes, uint64_t file_bytes);
-/** Unmap; closes the file only if @p close_file. */
-void de_arena_free(struct de_arena *arena, bool close_file);
+int de_arena_create(struct de_arena *arena, const struct de_store_memory *memory, uint64_t max_bytes);
+void de_arena_free(struct de_arena *arena);
 
-/** Find out which chunks of an old file serve which class and which frames exist; no slot is taken yet. */
+/** Find out which chunks of old memory serve which class and which frames exist; no slot is taken yet. */
 int de_arena_scan(struct de_arena *arena);
 /** After de_arena_scan() and de_arena_mark(): give back what no taken slot needs, fill the lists. */
 void de_arena_settle(struct de_arena *arena);
 /** Whether all frames of a slot exist. Others must not be touched: a read would make them. */
 bool de_arena_exists(const struct de_arena *arena, uint32_t chunk, uint32_t slot);
-/** Declare a slot of an old file taken. */
+/** Declare a slot of old memory taken. */
 void de_arena_mark(struct de_arena *arena, uint64_t place);
 
 /** Take a slot for an object. @return DE_OK, DE_FULL, DE_NO_MEMORY or DE_SYSTEM. */

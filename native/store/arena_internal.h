@@ -8,16 +8,16 @@
 
 #include "arena.h"
 
-/** Where the class table has a chunk's entry, in bytes from the file's start. */
+/** Where the class table has a chunk's entry, in bytes from the memory's start. */
 uint64_t de_arena_table_offset(uint32_t chunk);
 /** Write a chunk's entry, whose frame exists since the chunk was first used. */
 void de_arena_write_class(struct de_arena *arena, uint32_t number, uint32_t class_index);
 
-/** Make the file, the class table long enough. @return DE_OK, DE_FULL or DE_SYSTEM. */
-int de_arena_reach_file(struct de_arena *arena, uint64_t bytes);
+/** Make the memory, the class table long enough. @return DE_OK, DE_FULL or DE_SYSTEM. */
+int de_arena_reach_memory(struct de_arena *arena, uint64_t bytes);
 int de_arena_reach_table(struct de_arena *arena, uint32_t number);
 
-/** Make one missing frame, or give some back, without any bookkeeping. */
+/** Make one missing frame, or give whole pieces back, without any bookkeeping. */
 int de_arena_populate_at(const struct de_arena *arena, uint64_t offset);
 bool de_arena_punch(const struct de_arena *arena, uint64_t offset, uint64_t bytes);
 

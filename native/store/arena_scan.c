@@ -1,30 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include "arena_internal.h"
 #include <diffengine/status.h>
-#include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
-/* Taking over an old memory file: which chunks serve which class, which frames exist. */
+/* Taking over old memory: which chunks serve which class, which frames exist. */
 
-/* Whose frames exist, as the file system tells it: reading a hole through the mapping would fill it. */
 static int scan_frames(struct de_arena *arena)
 {
-    off_t end = (off_t)((uint64_t)arena->chunks_used * DE_STORE_CHUNK);
-    for (off_t hole, data = 0; (data = lseek(arena->fd, data, SEEK_DATA)) >= 0 && data < end; data = hole) {
-        hole = lseek(arena->fd, data, SEEK_HOLE);
-        if (hole < 0)
-            return DE_SYSTEM;
-        for (off_t at = data - data % DE_FRAME_BYTES; at < hole && at < end; at += DE_FRAME_BYTES) {
+    const struct de_store_memory *memory = &arena->memory;
+    uint64_t last = (uint64_t)arena->chunks_used * DE_STORE_CHUNK, begin = 0, end;
+    int status;
+    while ((status = memory->operations->find(memory->context, &begin, &end)) == DE_OK && begin < last) {
+        for (uint64_t at = begin - begin % DE_FRAME_BYTES; at < end && at < last; at += DE_FRAME_BYTES) {
             uint32_t frame = (uint32_t)(at % DE_STORE_CHUNK / DE_FRAME_BYTES);
             de_arena_chunk(arena, (uint32_t)(at / DE_STORE_CHUNK))->populated[frame / 64] |= (uint64_t)1
                                                                                              << (frame % 64);
         }
+        begin = end;
     }
-    return errno == ENXIO || errno == 0 ? DE_OK : DE_SYSTEM;
+    return status == DE_NOT_FOUND ? DE_OK : status;
 }
 
 /* Chunk 0 and its like: the class table must exist as far as chunks do. */
@@ -36,8 +30,9 @@ static int scan_head(struct de_arena *arena)
         bool needed = at < de_arena_table_offset(arena->chunks_used);
         if (exists && !needed)
             de_arena_punch(arena, at, DE_FRAME_BYTES);
-        if (!exists && needed && de_arena_populate_at(arena, at))
-            return DE_SYSTEM;
+        int status = !exists && needed ? de_arena_populate_at(arena, at) : DE_OK;
+        if (status != DE_OK)
+            return status;
         arena->head_frames += needed;
         arena->frames += needed;
     }
@@ -63,14 +58,13 @@ static int scan_chunk(struct de_arena *arena, uint32_t number)
 
 int de_arena_scan(struct de_arena *arena)
 {
-    uint64_t chunks = arena->file_bytes / DE_STORE_CHUNK;
+    uint64_t chunks = arena->memory_bytes / DE_STORE_CHUNK;
     if (chunks < arena->head_chunks || chunks > arena->chunk_limit)
         return DE_CORRUPT;
     int status = de_growing_reach(&arena->chunks, chunks);
     if (status != DE_OK)
         return status;
     arena->chunks_used = (uint32_t)chunks;
-    errno = 0;
     status = scan_frames(arena);
     if (status == DE_OK)
         status = scan_head(arena);

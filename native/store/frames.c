@@ -1,15 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include "arena_internal.h"
 #include <diffengine/status.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdatomic.h>
-#include <unistd.h>
 
-/* Which frames of the memory file exist: made before they are touched, punched when nothing needs them. */
+/* Which frames of the memory exist: made before they are touched, punched when nothing needs them. */
 
 uint64_t de_arena_table_offset(uint32_t chunk)
 {
@@ -35,31 +30,43 @@ static void set_frame(struct de_arena *arena, struct de_chunk *chunk, uint32_t f
     de_arena_set_warm(arena, chunk, (uint32_t)chunk->warm_free - before + de_chunk_warm_at(chunk, frame));
 }
 
-/* Written, not touched through the mapping, where a full file system would be a SIGBUS instead of an error.
- */
 int de_arena_populate_at(const struct de_arena *arena, uint64_t offset)
 {
-    ssize_t written;
-    do
-        written = pwrite(arena->fd, "", 1, (off_t)offset);
-    while (written < 0 && errno == EINTR);
-    return written == 1 ? DE_OK : DE_SYSTEM;
+    return arena->memory.operations->populate(arena->memory.context, offset);
 }
 
 bool de_arena_punch(const struct de_arena *arena, uint64_t offset, uint64_t bytes)
 {
-    return fallocate(arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) == 0;
+    return arena->memory.operations->punch(arena->memory.context, offset, bytes);
+}
+
+static uint64_t offset_of(uint32_t number, uint32_t frame)
+{
+    return (uint64_t)number * DE_STORE_CHUNK + (uint64_t)frame * DE_FRAME_BYTES;
+}
+
+/* In memory that is given back by chunks. */
+static void punch_whole(struct de_arena *arena, uint32_t number)
+{
+    struct de_chunk *chunk = de_arena_chunk(arena, number);
+    if (chunk->used || !de_arena_punch(arena, offset_of(number, 0), DE_STORE_CHUNK))
+        return;
+    for (uint32_t frame = 0; frame < DE_CHUNK_FRAMES; frame++)
+        if (de_chunk_frame_exists(chunk, frame))
+            set_frame(arena, chunk, frame, false);
 }
 
 void de_arena_punch_unused(struct de_arena *arena, uint32_t number, uint32_t first, uint32_t last)
 {
     struct de_chunk *chunk = de_arena_chunk(arena, number);
-    for (uint32_t frame = first; frame <= last; frame++) {
-        uint64_t offset = (uint64_t)number * DE_STORE_CHUNK + (uint64_t)frame * DE_FRAME_BYTES;
-        if (de_chunk_frame_exists(chunk, frame) && !chunk->users[frame] &&
-            de_arena_punch(arena, offset, DE_FRAME_BYTES))
-            set_frame(arena, chunk, frame, false);
+    if (arena->memory.operations->piece_bytes > DE_FRAME_BYTES) {
+        punch_whole(arena, number);
+        return;
     }
+    for (uint32_t frame = first; frame <= last; frame++)
+        if (de_chunk_frame_exists(chunk, frame) && !chunk->users[frame] &&
+            de_arena_punch(arena, offset_of(number, frame), DE_FRAME_BYTES))
+            set_frame(arena, chunk, frame, false);
 }
 
 int de_arena_populate_slot(struct de_arena *arena, uint32_t number, uint32_t slot)
@@ -73,8 +80,7 @@ int de_arena_populate_slot(struct de_arena *arena, uint32_t number, uint32_t slo
     for (uint32_t frame = first; frame <= last; frame++) {
         if (de_chunk_frame_exists(chunk, frame))
             continue;
-        int status =
-            de_arena_populate_at(arena, (uint64_t)number * DE_STORE_CHUNK + (uint64_t)frame * DE_FRAME_BYTES);
+        int status = de_arena_populate_at(arena, offset_of(number, frame));
         if (status != DE_OK) {
             int error = errno;
             de_arena_punch_unused(arena, number, first, last);
@@ -86,14 +92,14 @@ int de_arena_populate_slot(struct de_arena *arena, uint32_t number, uint32_t slo
     return DE_OK;
 }
 
-int de_arena_reach_file(struct de_arena *arena, uint64_t bytes)
+int de_arena_reach_memory(struct de_arena *arena, uint64_t bytes)
 {
-    if (bytes <= arena->file_bytes)
+    if (bytes <= arena->memory_bytes)
         return DE_OK;
-    if (ftruncate(arena->fd, (off_t)bytes))
-        return DE_SYSTEM;
-    arena->file_bytes = bytes;
-    return DE_OK;
+    int status = arena->memory.operations->grow(arena->memory.context, bytes);
+    if (status == DE_OK)
+        arena->memory_bytes = bytes;
+    return status;
 }
 
 int de_arena_reach_table(struct de_arena *arena, uint32_t number)
@@ -101,8 +107,9 @@ int de_arena_reach_table(struct de_arena *arena, uint32_t number)
     while (arena->head_frames * DE_FRAME_BYTES < de_arena_table_offset(number + 1)) {
         if (arena->frames >= arena->frame_limit)
             return DE_FULL;
-        if (de_arena_populate_at(arena, arena->head_frames * DE_FRAME_BYTES))
-            return DE_SYSTEM;
+        int status = de_arena_populate_at(arena, arena->head_frames * DE_FRAME_BYTES);
+        if (status != DE_OK)
+            return status;
         arena->head_frames++;
         arena->frames++;
     }

@@ -70,10 +70,10 @@ bool de_store_read_at(const struct de_store *store, uint64_t place, uint32_t id,
 /** @p bytes rounded down: as many ids as objects may fit. */
 uint64_t de_store_id_limit(uint64_t max_bytes);
 
-/** An empty store around @p fd. @p file_bytes as in de_arena_create(). */
-int de_store_make(int fd, uint64_t max_bytes, uint64_t file_bytes, struct de_store **store);
-/** Free the memory of a store; closes its file only if @p close_file. */
-void de_store_unmake(struct de_store *store, bool close_file);
+/** A store around @p memory, empty if that is new. */
+int de_store_make(const struct de_store_memory *memory, uint64_t max_bytes, struct de_store **store);
+/** Free a store, but leave its memory to the caller. */
+void de_store_unmake(struct de_store *store);
 
 /** With the lock held: count @p object in or out of the statistics. */
 void de_store_account(struct de_store *store, const struct de_object *object, int sign);

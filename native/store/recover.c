@@ -1,26 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "internal.h"
+
+#include "file.h"
 #include <diffengine/status.h>
 #include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /*
  * Taking over a store whose writer is gone. What the headers say is believed only as far as it is consistent:
  * a slot in doubt is a free slot. Nothing is allocated in the store before everything is known.
  */
 
-static int read_superblock(int fd, struct de_superblock *superblock, uint64_t *file_bytes)
+static int read_superblock(const struct de_store_memory *memory, struct de_superblock *superblock)
 {
-    struct stat status;
-    if (fstat(fd, &status))
-        return DE_SYSTEM;
-    ssize_t got = pread(fd, superblock, sizeof(*superblock), 0);
-    if (got < 0)
-        return DE_SYSTEM;
-    *file_bytes = (uint64_t)status.st_size;
-    bool ours = got == (ssize_t)sizeof(*superblock) && !memcmp(superblock->magic, DE_SUPERBLOCK_MAGIC, 8) &&
+    int status = memory->operations->peek(memory->context, superblock, sizeof(*superblock));
+    if (status != DE_OK)
+        return status;
+    bool ours = !memcmp(superblock->magic, DE_SUPERBLOCK_MAGIC, 8) &&
                 superblock->version == DE_LAYOUT_VERSION && superblock->chunk_bytes == DE_STORE_CHUNK &&
                 superblock->max_bytes >= DE_STORE_CHUNK && superblock->max_bytes <= (uint64_t)1 << 44;
     return ours ? DE_OK : DE_CORRUPT;
@@ -131,25 +127,39 @@ static int recover(struct de_store *store)
     return DE_OK;
 }
 
-int de_store_open(int fd, struct de_store **store)
+int de_store_open_in(const struct de_store_memory *memory, struct de_store **store)
 {
     struct de_superblock untrusted_superblock;
-    uint64_t file_bytes;
     struct de_store *made;
-    int status = read_superblock(fd, &untrusted_superblock, &file_bytes);
+    int status = read_superblock(memory, &untrusted_superblock);
     if (status == DE_OK)
-        status = de_store_make(fd, untrusted_superblock.max_bytes, file_bytes, &made);
+        status = de_store_make(memory, untrusted_superblock.max_bytes, &made);
     if (status != DE_OK)
         return status;
     status = recover(made);
     if (status != DE_OK) {
         int error = errno;
-        de_store_unmake(made, false);
+        de_store_unmake(made);
         errno = error;
         return status;
     }
     *store = made;
     return DE_OK;
+}
+
+int de_store_open(int fd, struct de_store **store)
+{
+    struct de_store_memory memory;
+    int status = de_store_file_create(fd, &memory);
+    if (status != DE_OK)
+        return status;
+    status = de_store_open_in(&memory, store);
+    if (status != DE_OK) {
+        int error = errno;
+        de_store_file_release(&memory);
+        errno = error;
+    }
+    return status;
 }
 
 uint64_t de_store_sweep(struct de_store *store)

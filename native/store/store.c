@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #endif
 #include "internal.h"
+
+#include "file.h"
 #include <diffengine/status.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +21,7 @@ uint64_t de_store_id_limit(uint64_t max_bytes)
     return ids < DE_NONE ? ids : DE_NONE;
 }
 
-int de_store_make(int fd, uint64_t max_bytes, uint64_t file_bytes, struct de_store **store)
+int de_store_make(const struct de_store_memory *memory, uint64_t max_bytes, struct de_store **store)
 {
     /* The epochs' cache lines are aligned, so plain malloc() will not do. */
     struct de_store *made = aligned_alloc(_Alignof(struct de_store), sizeof(*made));
@@ -30,11 +32,11 @@ int de_store_make(int fd, uint64_t max_bytes, uint64_t file_bytes, struct de_sto
     de_models_init(&made->models);
     made->free_id = DE_NONE;
     pthread_mutex_init(&made->lock, NULL);
-    int status = de_arena_create(&made->arena, fd, max_bytes, file_bytes);
+    int status = de_arena_create(&made->arena, memory, max_bytes);
     if (status == DE_OK) {
         status = de_growing_create(&made->ids, sizeof(uint64_t), de_store_id_limit(max_bytes));
         if (status != DE_OK)
-            de_arena_free(&made->arena, false);
+            de_arena_free(&made->arena);
     }
     if (status != DE_OK) {
         free(made);
@@ -44,9 +46,9 @@ int de_store_make(int fd, uint64_t max_bytes, uint64_t file_bytes, struct de_sto
     return DE_OK;
 }
 
-void de_store_unmake(struct de_store *store, bool close_file)
+void de_store_unmake(struct de_store *store)
 {
-    de_arena_free(&store->arena, close_file);
+    de_arena_free(&store->arena);
     de_growing_free(&store->ids);
     de_growing_free(&store->dependants);
     de_epochs_free(&store->epochs);
@@ -66,19 +68,33 @@ static int make_memory_file(const char *path)
     return fd;
 }
 
-int de_store_create(const char *path, uint64_t max_bytes, struct de_store **store)
+int de_store_create_in(const struct de_store_memory *memory, uint64_t max_bytes, struct de_store **store)
 {
     if (max_bytes < DE_STORE_CHUNK || max_bytes > MAX_BYTES)
         return DE_INVALID;
+    return de_store_make(memory, max_bytes, store);
+}
+
+int de_store_create(const char *path, uint64_t max_bytes, struct de_store **store)
+{
+    struct de_store_memory memory;
     int fd = make_memory_file(path);
     if (fd < 0)
         return DE_SYSTEM;
-    int status = de_store_make(fd, max_bytes, 0, store);
+    int status = de_store_file_create(fd, &memory);
     if (status != DE_OK) {
-        int error = errno;
         close(fd);
-        if (path)
-            unlink(path);
+    } else {
+        status = de_store_create_in(&memory, max_bytes, store);
+        if (status != DE_OK) {
+            int error = errno;
+            memory.operations->leave(memory.context);
+            errno = error;
+        }
+    }
+    if (status != DE_OK && path) {
+        int error = errno;
+        unlink(path);
         errno = error;
     }
     return status;
@@ -86,13 +102,16 @@ int de_store_create(const char *path, uint64_t max_bytes, struct de_store **stor
 
 void de_store_close(struct de_store *store)
 {
-    if (store)
-        de_store_unmake(store, true);
+    if (!store)
+        return;
+    struct de_store_memory memory = store->arena.memory;
+    de_store_unmake(store);
+    memory.operations->leave(memory.context);
 }
 
 int de_store_fd(const struct de_store *store)
 {
-    return store->arena.fd;
+    return de_store_file_fd(&store->arena.memory);
 }
 
 bool de_store_read_at(const struct de_store *store, uint64_t place, uint32_t id, struct de_object *object)

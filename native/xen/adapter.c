@@ -108,6 +108,7 @@ static const struct de_hypervisor_operations xen_operations = {
     .unpause = unpause_domain,
     .yield = yield,
     .now_ns = xen_now_ns,
+    .store_domain = &xen_store_domain_operations,
 };
 
 struct de_hypervisor de_xen_hypervisor(struct de_xen *xen)
@@ -131,6 +132,9 @@ static int open_handles(struct de_xen *xen, char *error, size_t capacity)
         return refuse(error, capacity, "Xen's /dev/xen/privcmd can't be opened");
     xen->memory = library->xenforeignmemory_open(&silence, 0);
     if (!xen->memory)
+        return refuse(error, capacity, "Xen's /dev/xen/privcmd can't be opened");
+    xen->privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+    if (xen->privcmd < 0)
         return refuse(error, capacity, "Xen's /dev/xen/privcmd can't be opened");
     xen->events = library->xenevtchn_open(&silence, 0);
     if (!xen->events)
@@ -160,7 +164,7 @@ int de_xen_open(const struct de_xen_options *options, struct de_xen **result, ch
         snprintf(error, capacity, "no memory");
         return -ENOMEM;
     }
-    xen->directory = xen->interrupted = -1;
+    xen->directory = xen->interrupted = xen->privcmd = -1;
     xen->several_vcpus = options->several_vcpus;
     xen->hidden_count = options->hidden_count;
     memcpy(xen->hidden, options->hidden, sizeof xen->hidden);
@@ -199,6 +203,8 @@ void de_xen_close(struct de_xen *xen)
         xen->library.xenforeignmemory_close(xen->memory);
     if (xen->xc)
         xen->library.xc_interface_close(xen->xc);
+    if (xen->privcmd >= 0)
+        close(xen->privcmd);
     if (xen->directory >= 0)
         close(xen->directory);
     if (xen->interrupted >= 0)

@@ -51,6 +51,8 @@ struct de_xen {
     xc_interface *xc;
     xenforeignmemory_handle *memory;
     xenevtchn_handle *events;
+    int privcmd;               /**< for the windows of the store domain */
+    uint64_t store_pool_bytes; /**< what its p2m may take, as far as this process set it */
     bool several_vcpus;
     int directory;
     struct de_uuid hidden[DE_XEN_MAX_HIDDEN];
@@ -117,5 +119,8 @@ int xen_map(void *context, uint16_t domain, const uint32_t *gfns, size_t count, 
             int32_t *errors);
 void xen_unmap(void *context, const uint8_t *const *pages, size_t count);
 int xen_unshare(void *context, uint16_t domain, uint32_t gfn);
+
+/* store_domain.c */
+extern const struct de_store_domain_operations xen_store_domain_operations;
 
 #endif

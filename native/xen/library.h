@@ -21,6 +21,10 @@
     F(xc_version)                                                                                            \
     F(xc_vm_event_get_version)                                                                               \
     F(xc_domain_getinfolist)                                                                                 \
+    F(xc_domain_create)                                                                                      \
+    F(xc_domain_destroy)                                                                                     \
+    F(xc_domain_setmaxmem)                                                                                   \
+    F(xc_set_paging_mempool_size)                                                                            \
     F(xc_domain_pause)                                                                                       \
     F(xc_domain_unpause)                                                                                     \
     F(xc_domain_populate_physmap_exact)                                                                      \

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffengine.hypervisor.xen.connection import XenDomain
+from diffengine.hypervisor.xen.connection import STORE_DOMAIN_PREFIX, XenDomain
 from diffengine.hypervisor.xen.gather import (
     cpu_vendor,
     nested_paging,
@@ -18,6 +18,8 @@ from diffengine.hypervisor.xen.gather import (
     swap_bytes,
 )
 from diffengine.hypervisor.xen.host import BLOCK, HOLE, in_blocks, may_be_worked_on, memory_gfns, sharing_metadata_bytes
+
+STORE_UUID = UUID(bytes=STORE_DOMAIN_PREFIX + b"12345678")
 
 PVH = XenDomain(
     domid=3,
@@ -62,7 +64,9 @@ def test_memory_above_four_gib_counts_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"domid": 0}, {"hvm": False}, {"hap": False}, {"dying": True}, {"vcpus": 0}], ids=str
+    "changes",
+    [{"domid": 0}, {"hvm": False}, {"hap": False}, {"dying": True}, {"vcpus": 0}, {"uuid": STORE_UUID}],
+    ids=str,
 )
 def test_what_xen_would_refuse_is_not_worked_on(changes: dict[str, object]) -> None:
     assert may_be_worked_on(PVH)

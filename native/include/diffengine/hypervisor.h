@@ -72,6 +72,36 @@ struct de_vm_event {
  * this one. */
 #define DE_SHARE_MAX_GFNS 256u
 
+/**
+ * Frames of the caller's own, in a domain that never runs: the store domain. It is told from guests by how
+ * its UUID begins, and nobody else looks at it. For one thread at a time.
+ */
+#define DE_STORE_DOMAIN_PREFIX "DEstore\n"
+struct de_store_domain_operations {
+    /**
+     * The domain with this UUID, which begins with the prefix; made, without a frame, if there is none.
+     * @param gfns Its address space. @param frames The most that it may have. Both for one that is made.
+     */
+    int (*create)(void *context, const struct de_uuid *uuid, uint64_t gfns, uint64_t frames,
+                  uint16_t *domain);
+    /** -ESRCH: there is none with this UUID. */
+    int (*find)(void *context, const struct de_uuid *uuid, uint16_t *domain);
+    int (*destroy)(void *context, uint16_t domain);
+    /** Give a gfn a frame, with any content. -ENOMEM: none is free, or all are claimed by other domains. */
+    int (*populate)(void *context, uint16_t domain, uint32_t gfn);
+    /** Take frames away, whose content others may see from now on. They are in no window. */
+    int (*depopulate)(void *context, uint16_t domain, const uint32_t *gfns, size_t count);
+    /**
+     * Map a range of gfns read-write, as a window: @p address is of addresses that the caller has reserved
+     * (PROT_NONE). @param[out] present Per gfn, whether it has a frame; the rest of the window has nothing.
+     */
+    int (*map)(void *context, uint16_t domain, uint32_t first, size_t count, uint8_t *address, bool *present);
+    /** Map a gfn that was populated since, at its place in its window. */
+    int (*map_added)(void *context, uint16_t domain, uint32_t gfn, uint8_t *address);
+    /** Unmap a whole window; its addresses are reserved again. With an error it is as it was. */
+    int (*unmap)(void *context, uint8_t *address, size_t count);
+};
+
 struct de_hypervisor_operations {
     /** The UUID of the domain that has this id now. -ESRCH. */
     int (*domain_uuid)(void *context, uint16_t domain, struct de_uuid *uuid);
@@ -174,6 +204,8 @@ struct de_hypervisor_operations {
     void (*yield)(void *context);
     /** A clock for latencies in nanoseconds; virtual in a simulation. */
     uint64_t (*now_ns)(void *context);
+
+    const struct de_store_domain_operations *store_domain; /**< NULL: there is none to be had */
 };
 
 /** A hypervisor as the pager holds it. The context outlives every user of the table. */

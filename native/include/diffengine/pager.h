@@ -90,9 +90,10 @@ int de_pager_remove_domain(struct de_pager *pager, uint16_t domain);
 struct de_pager_state {
     const char
         *directory; /**< on a tmpfs, mode 0700, this user's: what lies there is as secret as the guests */
-    uint64_t store_bytes;                 /**< of a new store */
-    const char *swap_path;                /**< NULL: no swap */
-    uint64_t swap_bytes;                  /**< of a new swap file */
+    uint64_t store_bytes;  /**< of a new store */
+    bool store_domain;     /**< a new store lies in the frames of a domain that never runs, not in a file */
+    const char *swap_path; /**< NULL: no swap */
+    uint64_t swap_bytes;   /**< of a new swap file */
     const struct de_swap_disk *swap_disk; /**< NULL: the real one */
 };
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /**
  * @file store.h
- * The content store: reference-counted objects in one memory file, from which evicted pages are rebuilt.
+ * The content store: reference-counted objects in one memory file (or other memory: store_memory.h), from
+ * which evicted pages are rebuilt.
  *
  * An object is one page's content in some encoding. A patch names the objects it needs (its references); the
  * store keeps those alive as long as the patch is. Object headers in the file are the truth: reference counts
@@ -128,7 +129,8 @@ void de_store_swap_out(struct de_store *store, struct de_store_reader *reader,
 /** Unmap and close; the file, if it has a name, stays. No reader may be left. */
 void de_store_close(struct de_store *store);
 
-/** The store's file descriptor (for passing on to a successor). Owned by the store. */
+/** The store's file descriptor (for passing on to a successor), -1 if it lies in no file. Owned by the store.
+ */
 int de_store_fd(const struct de_store *store);
 
 /**

@@ -77,6 +77,38 @@ static int mortal_paging_take_over(void *c, uint16_t domain, uint32_t *answered)
     return result;
 }
 
+#define MORTAL_STORE(name, parameters, arguments)                                                            \
+    static int store_##name parameters                                                                       \
+    {                                                                                                        \
+        step();                                                                                              \
+        int result = real.operations->store_domain->name arguments;                                          \
+        step();                                                                                              \
+        return result;                                                                                       \
+    }
+
+MORTAL_STORE(create, (void *c, const struct de_uuid *uuid, uint64_t gfns, uint64_t frames, uint16_t *id),
+             (c, uuid, gfns, frames, id))
+MORTAL_STORE(find, (void *c, const struct de_uuid *uuid, uint16_t *id), (c, uuid, id))
+MORTAL_STORE(destroy, (void *c, uint16_t id), (c, id))
+MORTAL_STORE(populate, (void *c, uint16_t id, uint32_t gfn), (c, id, gfn))
+MORTAL_STORE(depopulate, (void *c, uint16_t id, const uint32_t *gfns, size_t count), (c, id, gfns, count))
+MORTAL_STORE(map, (void *c, uint16_t id, uint32_t first, size_t count, uint8_t *address, bool *present),
+             (c, id, first, count, address, present))
+MORTAL_STORE(map_added, (void *c, uint16_t id, uint32_t gfn, uint8_t *address), (c, id, gfn, address))
+MORTAL_STORE(unmap, (void *c, uint8_t *address, size_t count), (c, address, count))
+
+static const struct de_store_domain_operations mortal_store = {
+    .create = store_create,
+    .find = store_find,
+    .destroy = store_destroy,
+    .populate = store_populate,
+    .depopulate = store_depopulate,
+    .map = store_map,
+    .map_added = store_map_added,
+    .unmap = store_unmap,
+};
+static bool in_store_domain; /**< a new store */
+
 /* Pages that a dead pager had mapped: its process's end unmaps them. */
 static const uint8_t *mapped;
 
@@ -126,6 +158,7 @@ static struct de_pager_state given_state(void)
 {
     return (struct de_pager_state){.directory = directory,
                                    .store_bytes = 16 << 20,
+                                   .store_domain = in_store_domain,
                                    .swap_path = swap_path,
                                    .swap_bytes = 64 * DE_PAGE_SIZE,
                                    .swap_disk = &disk};
@@ -151,7 +184,7 @@ static void make_directory(void)
 static void start(void)
 {
     (void)mortal_map;
-    CHECK_EQ(de_machine_create(GFNS * 2, &machine), 0);
+    CHECK_EQ(de_machine_create(in_store_domain ? GFNS * 8 : GFNS * 2, &machine), 0);
     real = de_machine_hypervisor(machine);
     mortal = *real.operations;
     mortal.map = mapping;
@@ -166,6 +199,7 @@ static void start(void)
     mortal.paging_load = mortal_paging_load;
     mortal.ring_take = mortal_ring_take;
     mortal.ring_answer = mortal_ring_answer;
+    mortal.store_domain = &mortal_store;
     steps_left = steps_done = 0;
     mapped = NULL;
     pager = NULL;
@@ -317,6 +351,9 @@ static void finish(void)
     de_vcpu_free(balloon);
     CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
     de_pager_free(pager);
+    struct de_machine_accounting left;
+    de_machine_account(machine, &left);
+    CHECK_EQ(left.used, 0);
     de_machine_free(machine);
     CHECK_EQ(unlink(swap_path), 0);
     CHECK_EQ(rmdir(directory), 0);
@@ -622,6 +659,192 @@ static void test_refused(void)
     finish();
 }
 
+/* The one that is no guest. */
+static uint16_t store_domain_id(void)
+{
+    struct de_domain_info infos[4];
+    size_t count = (size_t)de_machine_domain_list(machine, 1, infos, 4), at = 0;
+    CHECK_EQ(count, 2);
+    while (infos[at].domain == domain)
+        at++;
+    return infos[at].domain;
+}
+
+static uint64_t store_frames(void)
+{
+    struct de_domain_accounting accounting;
+    CHECK_EQ(de_machine_domain_account(machine, store_domain_id(), &accounting), 0);
+    return accounting.private_gfns;
+}
+
+static uint64_t store_bytes(void)
+{
+    struct de_store_statistics statistics;
+    de_store_statistics(de_pager_store(pager), &statistics);
+    return statistics.populated_bytes;
+}
+
+/* Its frames come with use and go when nothing is left; what it counts is what it has. */
+static void test_store_domain_grows_and_shrinks(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint64_t empty = store_frames();
+    uint32_t objects[24];
+    for (uint32_t i = 0; i < 24; i++)
+        objects[i] = put_filled(de_pager_store(pager), 5000 + i);
+    CHECK(store_frames() >= empty + 24);
+    CHECK_EQ(store_bytes(), store_frames() * DE_PAGE_SIZE);
+    /* The hypervisor has none left: the store says that it is full, and is as it was. */
+    uint64_t before = store_frames();
+    uint16_t greedy;
+    CHECK_EQ(de_machine_domain_create(machine, GFNS * 8, &greedy), 0);
+    CHECK(de_machine_populate(machine, greedy, NULL, NULL, GFNS * 8, NULL) > 0);
+    uint8_t page[DE_PAGE_SIZE];
+    fill(page, 1);
+    struct de_object object = {.encoding = DE_ENCODING_RAW,
+                               .checksum = de_page_checksum(page),
+                               .payload = page,
+                               .payload_bytes = DE_PAGE_SIZE};
+    uint32_t id = DE_NONE;
+    int status = DE_OK;
+    for (int i = 0; i < 3 && status == DE_OK; i++)
+        status = de_store_put(de_pager_store(pager), &object, &id);
+    CHECK_EQ(status, DE_FULL);
+    CHECK_EQ(de_machine_domain_destroy(machine, greedy), 0);
+    de_pager_leave(pager); /* forgets what it was given just now */
+    open_pager();
+    CHECK_EQ(store_bytes(), store_frames() * DE_PAGE_SIZE);
+    CHECK(store_frames() <= before);
+    CHECK_EQ(store_frames(), empty);
+    (void)objects;
+    check_all();
+    finish();
+}
+
+/* What a frame held before is nobody's object, whenever the pager died; what the store gives back holds
+ * nothing of a guest's. */
+static void test_store_domain_keeps_secrets(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t object = put_filled(de_pager_store(pager), KEY);
+    uint16_t id = store_domain_id();
+    struct de_domain_accounting accounting;
+    CHECK_EQ(de_machine_domain_account(machine, id, &accounting), 0);
+    /* Mapped by somebody else, its frames outlive their being given back. */
+    enum { LOOK = 4096 };
+    static uint32_t gfns[LOOK];
+    static uint8_t *pages[LOOK];
+    static int32_t errors[LOOK];
+    for (uint32_t gfn = 0; gfn < LOOK; gfn++)
+        gfns[gfn] = gfn;
+    CHECK_EQ(de_machine_map(machine, id, false, gfns, LOOK, pages, errors), accounting.private_gfns);
+    uint8_t page[DE_PAGE_SIZE];
+    fill(page, KEY);
+    unsigned found = 0, still = 0;
+    for (uint32_t gfn = 0; gfn < LOOK; gfn++)
+        found += pages[gfn] && memmem(pages[gfn], DE_PAGE_SIZE, page, 64);
+    CHECK_EQ(found, 1);
+    CHECK_EQ(de_store_release(de_pager_store(pager), object), DE_OK);
+    for (uint32_t gfn = 0; gfn < LOOK; gfn++)
+        still += pages[gfn] && memmem(pages[gfn], DE_PAGE_SIZE, page, 64);
+    CHECK_EQ(still, 0);
+    de_machine_unmap(machine, (const uint8_t *const *)pages, LOOK);
+    check_all();
+    finish();
+}
+
+/* The settings are for a new store: one that pages need stays where it is; one that none needs goes. */
+static void test_store_moves_when_nothing_is_out(void)
+{
+    char path[128];
+    start();
+    make_directory();
+    make_scenario();
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t object = put_filled(de_pager_store(pager), KEY);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    de_pager_leave(pager);
+    in_store_domain = false;
+    open_pager();
+    CHECK(store_frames() > 1);
+    check_page(domain, 0, KEY);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    de_pager_leave(pager);
+    open_pager();
+    struct de_domain_info infos[4];
+    CHECK_EQ(de_machine_domain_list(machine, 1, infos, 4), 1);
+    snprintf(path, sizeof path, "%s/store-domain", directory);
+    CHECK(access(path, F_OK));
+    de_pager_leave(pager);
+    in_store_domain = true;
+    open_pager();
+    CHECK(store_frames() >= 1);
+    snprintf(path, sizeof path, "%s/store", directory);
+    CHECK(access(path, F_OK));
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    check_all();
+    finish();
+}
+
+/* Somebody destroyed it: what was in it is lost, and those who need it are paused with a text; others go on.
+ */
+static void test_store_domain_destroyed(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t object = put_filled(de_pager_store(pager), KEY);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    uint16_t id = store_domain_id();
+    de_pager_leave(pager);
+    CHECK_EQ(de_machine_domain_destroy(machine, id), 0);
+    open_pager();
+    begin(0, 0, false, 1);
+    de_pager_serve(pager);
+    check_failure(domain, "its object is missing");
+    de_vcpu_kick(accesses[0].vcpu);
+    CHECK_EQ(access_end(&accesses[0]), -EINTR);
+    finish();
+}
+
+static void test_no_store_domain_to_be_had(void)
+{
+    start();
+    make_directory();
+    make_scenario();
+    mortal.store_domain = NULL;
+    refused(DE_INVALID, "no store domain");
+    in_store_domain = false;
+    open_pager();
+    finish();
+    in_store_domain = true;
+}
+
+static void test_store_domain(void)
+{
+    in_store_domain = true;
+    test_leave();
+    test_store_domain_grows_and_shrinks();
+    test_store_domain_keeps_secrets();
+    test_store_moves_when_nothing_is_out();
+    test_store_domain_destroyed();
+    test_no_store_domain_to_be_had();
+    test_death_at_each_step();
+    in_store_domain = false;
+}
+
 int main(void)
 {
     test_leave();
@@ -631,5 +854,6 @@ int main(void)
     test_refused();
     test_device_model();
     test_death_at_each_step();
+    test_store_domain();
     return 0;
 }

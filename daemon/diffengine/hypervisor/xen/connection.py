@@ -19,6 +19,8 @@ FEATURES = Path("/sys/hypervisor/properties/features")
 FEATURE_DOM0 = 1 << 11
 
 DOM0 = 0
+# How the UUID of the pager's store domain begins: DE_STORE_DOMAIN_PREFIX of hypervisor.h.
+STORE_DOMAIN_PREFIX = b"DEstore\n"
 # Never a domain's: what is asked of it is refused, after the question whether Xen knows the request at all.
 NO_DOMAIN = 0x7FF4
 
@@ -75,6 +77,11 @@ class XenDomain:
     paged: int
     vcpus: int
     shut_down: bool = False
+
+    @property
+    def is_store(self) -> bool:
+        """The pager's store lies in its frames (native/xen/store_domain.c); it is no guest."""
+        return self.uuid.bytes.startswith(STORE_DOMAIN_PREFIX)
 
 
 @dataclass(frozen=True)

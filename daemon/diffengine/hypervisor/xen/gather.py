@@ -46,7 +46,7 @@ def nested_paging(cpuinfo: str) -> bool:
 
 def _hypervisor(connection: Connection, abilities: Abilities, look_at_domains: bool) -> HypervisorFacts:
     memory, domains = connection.physical_memory(), connection.domains()
-    guests = [domain for domain in domains if domain.domid != DOM0 and not domain.dying] if look_at_domains else []
+    guests = [d for d in domains if d.domid != DOM0 and not (d.dying or d.is_store)] if look_at_domains else []
     configurations = toolstack_configurations() if guests else {}
     return HypervisorFacts(
         abilities=abilities,

@@ -58,7 +58,8 @@ def sharing_metadata_bytes(frames: int, saved: int) -> int:
 
 def may_be_worked_on(domain: XenDomain) -> bool:
     """Xen can take pages of HVM and PVH domains with nested paging. One without vCPUs is a tool's, and never runs."""
-    return domain.domid != DOM0 and domain.hvm and domain.hap and not domain.dying and domain.vcpus > 0
+    guest = domain.domid != DOM0 and not domain.is_store
+    return guest and domain.hvm and domain.hap and not domain.dying and domain.vcpus > 0
 
 
 def domain_key(domain: XenDomain) -> tuple[int, UUID]:
@@ -144,14 +145,16 @@ class XenHost:
             raise
 
     def memory(self) -> HostMemory:
-        """What guests and Xen itself have. dom0's memory is not for guests, whatever dom0 does with it."""
+        """What guests and Xen itself have. dom0's memory is not for guests, whatever dom0 does with it, and what the
+        pager's store takes is counted there."""
         physical = self._connection.physical_memory()
-        dom0 = sum(domain.pages for domain in self._connection.domains() if domain.domid == DOM0)
+        domains = self._connection.domains()
+        ours = sum(domain.pages for domain in domains if domain.domid == DOM0 or domain.is_store)
         frames, saved = self._connection.sharing_counts()
         return HostMemory(
-            frames=physical.total - dom0,
+            frames=physical.total - ours,
             free=physical.free,
-            used=physical.total - physical.free - dom0,
+            used=physical.total - physical.free - ours,
             claimed=physical.claimed,
             sharing_saved=saved,
             metadata_bytes=sharing_metadata_bytes(frames, saved),
