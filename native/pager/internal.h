@@ -25,6 +25,7 @@
 #include "table.h"
 
 #define RETIRED_CAPACITY 65536u
+#define REFUSAL_BYTES 240u
 
 /** An entry taken apart; packed into 8 bytes: generation << 35 | state << 32 | object, so packed that 0 is
  * "resident". */
@@ -112,10 +113,11 @@ struct de_pager {
     int directory, directory_lock;   /**< -1: state in this process's memory only */
     bool owns_state;                 /**< store, swap and files are the pager's own (de_pager_open) */
 
-    pthread_mutex_t lock; /**< the domain list and the retired objects; only ever held for a moment */
+    pthread_mutex_t lock; /**< the domain list, retired objects, the refusal; only ever held for a moment */
     pthread_cond_t changed;
     struct pager_domain *domains[DE_PAGER_MAX_DOMAINS];
     uint32_t retired[RETIRED_CAPACITY]; /**< a ring of objects to release */
+    char refusal[REFUSAL_BYTES];        /**< of the last command that was refused; "": told, or none */
     size_t retired_first;
     size_t retired_count;
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The pager as a whole: its domains, its page table's entries, its threads, and what it tells of itself. */
 #include "bring_in.h"
+#include "refusal.h"
 #include "released.h"
 #include "swap_in.h"
 
@@ -158,21 +159,6 @@ int de_pager_create(struct de_store *store, const struct de_hypervisor *hypervis
     return DE_OK;
 }
 
-static int enable_status(int error)
-{
-    switch (error) {
-    case 0:
-        return DE_OK;
-    case -ESRCH:
-        return DE_NOT_FOUND;
-    case -EBUSY:
-        return DE_BUSY;
-    default:
-        errno = -error;
-        return DE_SYSTEM;
-    }
-}
-
 static size_t domain_bytes(const struct pager_domain *domain)
 {
     const struct de_holds *holds = atomic_load(&domain->holds);
@@ -284,7 +270,7 @@ static int enable(struct de_pager *pager, struct pager_domain *domain)
     if (!error)
         error = HYPERCALL(pager, paging_take_over, domain->id, &answered);
     ring->taken = ring->answered = answered;
-    return enable_status(error);
+    return refuse_paging(pager, domain->id, error);
 }
 
 /* Unlink and free; proposals are locked, so only a server may still hold the domain. */
@@ -307,18 +293,24 @@ static int add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
     struct de_uuid uuid;
     struct table table;
     struct pager_domain *domain;
-    int status = enable_status(HYPERCALL(pager, domain_uuid, id, &uuid));
+    int status = refuse_paging(pager, id, HYPERCALL(pager, domain_uuid, id, &uuid));
     if (status == DE_OK && released_has(pager->directory, id, &uuid))
-        status = DE_BUSY;
-    if (status == DE_OK)
-        status = table_create(pager->directory, id, &uuid, gfns, &table);
+        return refuse(pager, DE_BUSY, "domain %u: it was released: diffengine release --undo %u", id, id);
     if (status != DE_OK)
         return status;
+    status = table_create(pager->directory, id, &uuid, gfns, &table);
+    if (status != DE_OK)
+        return refuse(pager, status,
+                      "domain %u: no page table of %u pages: %s: give the state directory's tmpfs more", id,
+                      gfns, status == DE_SYSTEM ? strerror(errno) : de_status_text(status));
     status = pager_adopt(pager, id, &table, &domain);
     if (status != DE_OK) {
         table_close(&table);
         table_remove(pager->directory, id);
-        return status;
+        return status == DE_FULL
+                   ? refuse(pager, status, "domain %u: there are %u domains already, which is the most", id,
+                            DE_PAGER_MAX_DOMAINS)
+                   : status;
     }
     int error = pager->started && domain->swap_in ? swap_in_start(domain->swap_in) : 0;
     status = error ? DE_SYSTEM : enable(pager, domain);
@@ -341,7 +333,7 @@ static int make_way(struct de_pager *pager, uint16_t id)
     int error = domain_lives(pager, former);
     pager_domain_put(pager, former);
     if (error != -ESRCH)
-        return DE_BUSY;
+        return refuse(pager, DE_BUSY, "domain %u: it has this pager already", id);
     domain_forget(pager, former);
     return DE_OK;
 }
@@ -362,12 +354,18 @@ int de_pager_add_domain(struct de_pager *pager, uint16_t id, uint32_t gfns)
 static int disable(struct de_pager *pager, struct pager_domain *domain)
 {
     int error = domain_lives(pager, domain);
+    if (error == -ESRCH)
+        return DE_OK;
     if (error)
-        return error == -ESRCH ? DE_OK : DE_BUSY;
+        return refuse(pager, DE_BUSY, "domain %u: whether it lives can't be told: %s", domain->id,
+                      strerror(-error));
     for (uint32_t gfn = 0; gfn < domain->gfns; gfn++)
         if (entry_get(domain, gfn).state != DE_PAGE_RESIDENT)
-            return DE_BUSY;
-    return HYPERCALL(pager, paging_disable, domain->id) == -EBUSY ? DE_BUSY : DE_OK;
+            return refuse(pager, DE_BUSY, "domain %u: it has pages out, or watched: bring them back first",
+                          domain->id);
+    if (HYPERCALL(pager, paging_disable, domain->id) != -EBUSY)
+        return DE_OK;
+    return refuse(pager, DE_BUSY, "domain %u: its vCPUs wait for the pager: try again", domain->id);
 }
 
 int de_pager_remove_domain(struct de_pager *pager, uint16_t id)
@@ -390,7 +388,7 @@ int de_pager_release(struct de_pager *pager, uint16_t id)
     struct de_uuid uuid;
     int error = HYPERCALL(pager, domain_uuid, id, &uuid);
     if (error || pager->directory < 0)
-        return error ? enable_status(error) : DE_INVALID;
+        return error ? refuse_paging(pager, id, error) : DE_INVALID;
     int status = released_add(pager->directory, id, &uuid);
     if (status == DE_OK)
         status = de_pager_restore(pager, id);
@@ -409,7 +407,7 @@ int de_pager_take_back(struct de_pager *pager, uint16_t id)
     struct de_uuid uuid;
     int error = HYPERCALL(pager, domain_uuid, id, &uuid);
     if (error)
-        return enable_status(error);
+        return refuse_paging(pager, id, error);
     released_remove(pager->directory, id);
     return DE_OK;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What the pager is asked to do: watch, evict, share. Every proposal is checked here, page by page. */
-#include "internal.h"
+#include "refusal.h"
 
 #include <diffengine/digest.h>
 #include <diffengine/status.h>
@@ -402,6 +402,20 @@ static int restore_page(struct de_pager *pager, struct place place)
     }
 }
 
+static const char *why_not_restored(int status)
+{
+    switch (status) {
+    case DE_NO_MEMORY:
+        return "not all of its pages came back: the host has no frame free: make room, then try again";
+    case DE_BUSY:
+        return "not all of its pages came back: some are on their way: try again";
+    case DE_CORRUPT:
+        return "it is paused for a page that is lost: destroy it";
+    default:
+        return "it is not paged by this pager, or gone";
+    }
+}
+
 int de_pager_restore(struct de_pager *pager, uint16_t id)
 {
     int worst = DE_OK;
@@ -417,5 +431,5 @@ int de_pager_restore(struct de_pager *pager, uint16_t id)
             worst = status;
     }
     pthread_mutex_unlock(&pager->proposals);
-    return worst;
+    return worst == DE_OK ? DE_OK : refuse(pager, worst, "domain %u: %s", id, why_not_restored(worst));
 }

@@ -332,7 +332,13 @@ static void serve_queue(struct de_queue_server *server, struct de_queue *queue,
     if (!__atomic_compare_exchange_n(&queue->state, &expected, DE_QUEUE_RUNNING, false, __ATOMIC_SEQ_CST,
                                      __ATOMIC_SEQ_CST))
         return;
-    queue->status = how(server);
+    char refusal[DE_QUEUE_REFUSAL_BYTES] = "";
+    int status = how(server);
+    de_pager_refusal(server->pager, refusal, sizeof refusal);
+    memset(queue->refusal, 0, sizeof queue->refusal);
+    if (status != DE_OK)
+        memcpy(queue->refusal, refusal, sizeof refusal);
+    queue->status = status;
     de_queue_publish(server); /* who has the answer finds what the command did counted */
     __atomic_store_n(&queue->state, DE_QUEUE_DONE, __ATOMIC_SEQ_CST);
     syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);

@@ -36,7 +36,7 @@ def test_everything_comes_back_and_the_pager_keeps_off_until_it_is_undone(system
     assert system.used_frames() == GFNS
     assert (system.read_guest(gfns) == system.pages[:500]).all()
     assert (system.pager.watch(domids(system, 5), gfns[:5]) == Outcome.NO_DOMAIN).all()
-    with pytest.raises(DiffengineError):
+    with pytest.raises(DiffengineError, match=f"it was released: diffengine release --undo {system.domid}"):
         system.pager.add_domain(system.domid, GFNS)
     release(system, "--undo")
     system.pager.add_domain(system.domid, GFNS)

@@ -9,6 +9,7 @@ from typing import Self
 
 from diffengine._native import ffi, lib
 from diffengine.errors import DiffengineError
+from diffengine.hypervisor.pager_client import check_answer
 from diffengine.hypervisor.protocol import HostGoneError
 from diffengine.native import check
 
@@ -85,7 +86,7 @@ class PagerControl:
             if not lib.de_queue_alive(self._client):
                 raise HostGoneError(f"the pager went while it was {doing} domain {domid}; try again when it is back")
             raise DiffengineError(f"there is no domain {domid}; `xl list` shows which there are")
-        check(status, f"{doing} domain {domid}")
+        check_answer(self._client, status, f"{doing} domain {domid}")
 
 
 def no_room(domid: int, pages_out: int, free_frames: int | None) -> ReleaseRefusedError:

@@ -205,6 +205,10 @@ int de_pager_states(struct de_pager *pager, uint16_t domain, uint32_t first, siz
 /** Why a domain was halted (a corrupt object), as text, "" if it was not. DE_OK or DE_NOT_FOUND. */
 int de_pager_failure(struct de_pager *pager, uint16_t domain, char *text, size_t capacity);
 
+/** Why the last command that failed (other than a proposal, whose results say it) did: one line, for whoever
+ * runs the host; "" if it has no words, or they were told already. */
+void de_pager_refusal(struct de_pager *pager, char *text, size_t capacity);
+
 /** Latencies: 16 buckets per power of two, so that a percentile is right within 1/16. */
 #define DE_LATENCY_BUCKETS 640u
 struct de_latency {

@@ -23,7 +23,8 @@
 #include <diffengine/swap.h>
 
 #define DE_QUEUE_MAGIC_LOW 0x75514544u /* "DEQu" */
-#define DE_QUEUE_VERSION 2u
+#define DE_QUEUE_VERSION 3u
+#define DE_QUEUE_REFUSAL_BYTES 256u
 #define DE_QUEUE_BATCH 1024u            /**< items of one command */
 #define DE_QUEUE_PAYLOAD_BYTES 1048576u /**< of one PUT's payloads, or one REBUILD's pages */
 #define DE_QUEUE_PAGES 256u             /**< pages of one REBUILD */
@@ -63,6 +64,7 @@ struct de_queue {
     uint32_t state;   /**< enum de_queue_state; a futex */
     uint32_t command, count;
     int32_t status;
+    char refusal[DE_QUEUE_REFUSAL_BYTES]; /**< with a status that is not DE_OK: why, in words; or "" */
     uint16_t domains[DE_QUEUE_BATCH];
     uint32_t gfns[DE_QUEUE_BATCH];
     uint16_t client_domains[DE_QUEUE_BATCH];

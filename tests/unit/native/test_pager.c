@@ -31,6 +31,7 @@ static void (*after_take)(uint16_t domain, struct de_vm_event *event);
 static void (*before_load)(uint16_t domain, uint32_t gfn, bool has_page);
 static void (*after_load)(uint16_t domain, uint32_t gfn, int result);
 static void (*before_share)(void);
+static int enable_error; /**< what enabling gives instead of being done; 0: nothing */
 static _Atomic int load_error;
 static _Atomic uint64_t last_timeout_ns; /**< of the pager's last wait */
 
@@ -72,6 +73,11 @@ static int hooked_share(void *context, uint16_t source, uint32_t source_gfn, uin
                                   client_handle);
 }
 
+static int hooked_enable(void *context, uint16_t domain)
+{
+    return enable_error ? enable_error : real.operations->paging_enable(context, domain);
+}
+
 static int hooked_wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity)
 {
     atomic_store(&last_timeout_ns, timeout_ns);
@@ -88,12 +94,14 @@ static void start(uint32_t frames)
     hooked.paging_load = hooked_load;
     hooked.ring_take = hooked_take;
     hooked.share = hooked_share;
+    hooked.paging_enable = hooked_enable;
     hooked.wait = hooked_wait;
     before_evict = after_evict = NULL;
     after_take = NULL;
     before_load = NULL;
     after_load = NULL;
     before_share = NULL;
+    enable_error = 0;
     atomic_store(&load_error, 0);
     struct de_hypervisor hypervisor = {.operations = &hooked, .context = real.context};
     CHECK_EQ(de_pager_create(store, &hypervisor, &pager), DE_OK);
@@ -963,6 +971,66 @@ static void test_share_with_a_third(void)
     finish();
 }
 
+static void check_refusal(const char *part)
+{
+    char text[300];
+    de_pager_refusal(pager, text, sizeof text);
+    CHECK(strstr(text, part));
+    de_pager_refusal(pager, text, sizeof text);
+    CHECK_EQ(text[0], 0);
+}
+
+/* Whoever runs the host reads what was refused, why, and what to do. */
+static void test_refusals_in_words(void)
+{
+    static const struct {
+        int error, status;
+        const char *text;
+    } refusals[] = {
+        {-ENODEV, DE_SYSTEM, "domain 1: paging could not be turned on: it has no nested paging"},
+        {-EMLINK, DE_SYSTEM, "passed through"},
+        {-EXDEV, DE_SYSTEM, "as much memory as maxmem"},
+        {-EOPNOTSUPP, DE_SYSTEM, "PV dom0"},
+        {-EBUSY, DE_BUSY, "a pager already: end that first"},
+        {-ENOMEM, DE_SYSTEM, "Cannot allocate memory"},
+    };
+    start(8);
+    uint16_t domain;
+    CHECK_EQ(de_machine_domain_create(machine, 4, &domain), 0);
+    CHECK_EQ(domain, 1);
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+        enable_error = refusals[i].error;
+        CHECK_EQ(de_pager_add_domain(pager, domain, 4), refusals[i].status);
+        check_refusal(refusals[i].text);
+    }
+    enable_error = 0;
+    CHECK_EQ(de_pager_add_domain(pager, 99, 4), DE_NOT_FOUND);
+    check_refusal("domain 99: there is none");
+    CHECK_EQ(de_machine_populate(machine, domain, NULL, NULL, 4, NULL), 4);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 4), DE_OK);
+    check_refusal("");
+    CHECK_EQ(de_pager_add_domain(pager, domain, 4), DE_BUSY);
+    check_refusal("it has this pager already");
+    CHECK_EQ(watch(domain, 0), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_BUSY);
+    check_refusal("bring them back first");
+    uint32_t object = put_filled(320);
+    uint8_t page[DE_PAGE_SIZE];
+    struct de_vcpu *vcpu;
+    fill(page, 320);
+    CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
+    CHECK_EQ(de_machine_guest_write(vcpu, 1, 0, page, DE_PAGE_SIZE), 0);
+    de_vcpu_free(vcpu);
+    CHECK_EQ(evict(domain, 1, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    uint16_t hog;
+    CHECK_EQ(de_machine_domain_create(machine, 8, &hog), 0);
+    CHECK(de_machine_populate(machine, hog, NULL, NULL, 8, NULL) > 0);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_NO_MEMORY);
+    check_refusal("no frame free: make room");
+    finish();
+}
+
 #ifndef THROUGH_CLIENT
 /* As the machine lets backends and the hypervisor touch them: pages come in without a vCPU that waits. */
 static void test_touches_of_the_hypervisor(void)
@@ -1476,6 +1544,7 @@ int main(void)
     test_corrupt_proposal();
     test_share();
     test_share_with_a_third();
+    test_refusals_in_words();
 #ifndef THROUGH_CLIENT
     test_touches_of_the_hypervisor();
 #endif
