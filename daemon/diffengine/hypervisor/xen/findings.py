@@ -218,7 +218,7 @@ def _domain(domain: DomainFacts, paging: bool, sharing: bool) -> list[Finding]:
     if domain.device_model is not None and not domain.device_model.keeps_holds:
         text = f"its device model (process {domain.device_model.pid}) does not say which pages it maps"
         can = "so its pages are only shared" if sharing else "so nothing is taken from it"
-        change = 'start it with the shim (device_model_override), or use type = "pvh"'
+        change = 'device_model_override = "/usr/lib/diffengine/diffengine-device-model", or type = "pvh"'
         return [*found, Finding(subject, "device model", Level.LIMIT, f"{text}, {can}", change)]
     if domain.vcpus > 1 and paging:
         # Xen writes a vCPU's runstate through the guest's page tables inside its scheduler, and goes to sleep there
