@@ -27,7 +27,7 @@ NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -
 PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed -o -name '*.j2')
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
-.PHONY: help build demo evaluate test lint test-native test-python test-report docs bench fuzz fuzz-socket clean deb test-deb \
+.PHONY: help build demo evaluate test lint test-native test-python test-report docs bench fuzz fuzz-socket clean deb test-deb man \
         test-xen test-xen-intel test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
@@ -205,8 +205,12 @@ fuzz-socket: build $(STAMPS)/xen-extra
 	PYTHONPATH=tests $(BIN)/python -m bench.xenstore_fuzz --values $(LINES)
 	PYTHONPATH=tests $(BIN)/python -m bench.socket_fuzz --lines $(LINES)
 
+# Man pages, from the programs' own help and docs/service.md:   man -l build/man/diffengine.1
+man: $(STAMPS)/installed
+	$(BIN)/python -m diffengine.cli.manual --docs docs --default systemd/diffengine.toml build/man
+
 # The Debian package, from a copy of the sources; it is built for Debian's own Python. pip fetches what Debian does not have.
-DEB_SOURCES := $(shell find debian systemd -type f) Makefile LICENSE README.md
+DEB_SOURCES := $(shell find debian systemd -type f) docs/service.md Makefile LICENSE README.md
 $(STAMPS)/deb-packages: $(STAMPS)/packages
 	@$(call install_missing,$(DEB_PACKAGES))
 	@touch $@

@@ -116,6 +116,7 @@ def works(tree: Tree) -> None:
             time.sleep(0.2)
         expect(saved >= 4 << 20, "the daemon saves memory of an embedded guest")
         expect("worked_on" in tree.run("diffengine", "domains"), "diffengine domains asks it")
+        expect("1 of 1 domains" in tree.run("diffengine", "top", "--once"), "diffengine top shows it")
         expect("pages came back" in tree.run("diffengine", "drain"), "diffengine drain brings all back")
 
 
@@ -130,6 +131,8 @@ def installs(tree: Tree, package: Path) -> None:
     for name in ("/etc/diffengine/diffengine.toml", "/etc/default/diffengine-pager"):
         expect(name in conffiles, f"{name} is a conffile")
     expect(any(tree.path.glob("usr/lib/diffengine/diffengine/__pycache__/*.pyc")), "its Python is compiled")
+    for name in ("bash-completion/completions/diffengine", "zsh/vendor-completions/_diffengine"):
+        expect("completion" in (tree.path / "usr/share" / name).read_text(), f"/usr/share/{name} is there")
     changed = tree.path / "etc/diffengine/diffengine.toml"
     changed.write_text(
         changed.read_text() + "[domains]\n" if "[domains]" not in changed.read_text() else "[domains]\nenabled = true\n"

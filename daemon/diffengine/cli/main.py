@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from diffengine.cli import analyze, check, config, daemon, evaluate, release, simulate, status, top
+from diffengine.cli import analyze, check, completion, config, daemon, evaluate, release, simulate, status, top
 from diffengine.errors import DiffengineError, one_line
 
 EXIT_CODES = """exit codes:
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser)
     analyze.add_parser(commands)
     check.add_parser(commands)
+    completion.add_parser(commands, parser)
     config.add_parser(commands)
     daemon.add_parser(commands)
     evaluate.add_parser(commands)
