@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The rig's parts that need no Xen: what is kept and when it is made anew, archives, kernels, verdicts."""
 
+import os
 import struct
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lz4.block
@@ -130,6 +134,34 @@ def test_a_machine_that_starts_is_waited_for(tmp_path: Path) -> None:
 def test_a_machine_that_does_not_start_is_another_failure(tmp_path: Path, script: str) -> None:
     with pytest.raises(NotStartedError):
         shell(script, tmp_path / "log", start_s=0.1 if "sleep" in script else 60)
+
+
+def test_a_machine_does_not_outlive_a_rig_that_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = (
+        "from pathlib import Path; from xen.rig.processes import Start, wait_for; "
+        f"wait_for(['sh', '-c', 'echo $$; exec sleep 600'], Path({str(log)!r}), Start(lambda: True, 60), 600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as rig:
+        wait_until(lambda: log.is_file() and log.read_text().endswith("\n"))
+        rig.kill()
+    machine = Path(f"/proc/{int(log.read_text())}/stat")
+
+    def gone() -> bool:
+        try:
+            return ") Z " in machine.read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    wait_until(gone)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("failures", "boots"), [(0, 1), (qemu.BOOTS - 1, qemu.BOOTS), (qemu.BOOTS, qemu.BOOTS)])

@@ -47,7 +47,8 @@ def wait_for(words: list[str], log: Path, start: Start, timeout_s: float, held_i
 
 @contextlib.contextmanager
 def _process(words: list[str], log: Path, held_input: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block, whatever ends it."""
+    """A process that does not outlive the block, whatever ends it, nor us if we are killed."""
+    words = ["setpriv", "--pdeathsig", "KILL", *words]
     with log.open("wb") as output:
         stdin = subprocess.PIPE if held_input else subprocess.DEVNULL
         process = subprocess.Popen(words, stdin=stdin, stdout=output, stderr=output, start_new_session=True)
