@@ -21,18 +21,20 @@ FUZZ_PACKAGES := clang libclang-rt-14-dev
 XEN_PACKAGES := bc bison dpkg-dev e2fsprogs flex mmdebstrap python3-dev qemu-system-x86 xz-utils
 DEB_PACKAGES := debhelper dh-python dpkg-dev fakeroot lintian mmdebstrap
 REPORT_PACKAGES := chromium
+IMAGE_PACKAGES := e2fsprogs mmdebstrap qemu-system-x86
 XEN_INTEL_PACKAGES := bochs bochsbios grub-common grub-pc-bin mtools vgabios xorriso
 
 NATIVE_SOURCES := $(shell find native $(wildcard ioemu_shim) -name '*.[ch]' -o -name 'meson.build')
 PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -name py.typed -o -name '*.j2')
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
-.PHONY: help build demo evaluate test lint test-native test-python test-report docs bench fuzz fuzz-socket clean deb test-deb man \
+.PHONY: help build demo evaluate images test lint test-native test-python test-report docs bench fuzz fuzz-socket clean deb test-deb man \
         test-xen test-xen-intel test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
 	@echo 'make test   set up and run all checks and tests'
 	@echo 'make evaluate   rerun the tables and figures of the paper, and write a report'
+	@echo 'make images   boot Debian guests in an emulator and dump their memory'
 	@echo 'make docs   the documentation as a site, in build/docs'
 	@echo 'make bench  measure against LZ4, zstd, xdelta3 and the memory itself'
 	@echo 'make test-xen-smoke, make test-xen, make test-xen-intel   on a real Xen, in an emulator'
@@ -119,6 +121,15 @@ test-report: $(STAMPS)/installed $(STAMPS)/report-packages
 	$(BIN)/python -m pytest tests/browser
 
 test: lint test-native test-python test-report
+
+# Whole guests for it, booted and dumped here: tests/images/README.md says what that takes.
+IMAGE_OPTIONS ?=
+$(STAMPS)/image-packages: $(STAMPS)/packages
+	@$(call install_missing,$(IMAGE_PACKAGES))
+	@touch $@
+
+images: $(STAMPS)/image-packages
+	$(SUDO) $(PYTHON) tests/images/make_images.py build/guests --cache $(HOME)/.cache/diffengine-images $(IMAGE_OPTIONS)
 
 # The paper's tables and figures on this machine; EVALUATE_OPTIONS as `diffengine evaluate --help` says.
 EVALUATE_OPTIONS ?= --quick

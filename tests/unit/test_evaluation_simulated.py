@@ -4,13 +4,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diffengine.evaluation import simulating
 from diffengine.evaluation.experiment import Experiment, Step
 from diffengine.evaluation.experiments import EXPERIMENTS, ioemu, swapping
 from diffengine.evaluation.setting import Setting
-from diffengine.simulation.scenario import read_scenario
+from diffengine.simulation.scenario import TRACE, read_scenario
 from evaluation_runs import small_images, small_setting
 
 DURATION_S = 6.0
@@ -38,6 +39,16 @@ def test_every_scenario_is_valid_and_every_step_has_a_name_of_its_own(setting: S
         read_scenario(step.name, step.arguments["values"], step.name, [Path()])
     names = [(experiment.name, step.name) for experiment, step in steps]
     assert len(set(names)) == len(names)
+
+
+def test_a_smaller_guest_writes_as_large_a_part_of_its_memory(tmp_path: Path) -> None:
+    recorded = np.unpackbits(np.fromfile(TRACE, dtype=np.uint8))
+    fitting = simulating.fitting_trace(tmp_path / "bits", 4100)
+    assert fitting["trace_bits"] == 4096
+    written = np.unpackbits(np.fromfile(tmp_path / "bits", dtype=np.uint8))
+    assert len(written) * 32 == len(recorded)
+    assert written.mean() == pytest.approx(recorded.mean(), rel=0.1)
+    assert simulating.fitting_trace(tmp_path / "none", 131072) == {}
 
 
 def shortened(step: Step, **more: Any) -> dict[str, Any]:
@@ -82,9 +93,8 @@ def test_what_the_device_model_maps_is_not_saved(setting: Setting) -> None:
 
 def test_a_slower_disk_makes_guests_wait_longer(setting: Setting) -> None:
     (step, *_) = swapping.plan(setting)
-    arguments = shortened(step, disks={"fast": [10.0, 1.0], "slow": [20_000.0, 1.0]})
+    arguments = shortened(step)
     arguments["values"]["domain"] = [{**domain, "excursion_fraction": 0.3} for domain in arguments["values"]["domain"]]
-    found = swapping.compare(**arguments)
-    fast, slow = (swapping.stalled_share(found["swapping"][disk]) for disk in ("fast", "slow"))
-    assert found["swapping"]["fast"]["series"]["swap_bytes"][-1] > 0
-    assert slow > fast
+    fast, slow = (swapping.swap_alone(arguments["values"], 0.5, 16, read_us, 1.0) for read_us in (10.0, 20_000.0))
+    assert fast["series"]["swap_bytes"][-1] > 0
+    assert swapping.stalled_share(slow) > swapping.stalled_share(fast)

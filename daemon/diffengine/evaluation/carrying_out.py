@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from diffengine.analysis.census import Census, find_identical, take_census
 from diffengine.analysis.pipelines import Filled, Pipeline, PipelineRun, Scope, most_store_bytes
+from diffengine.analysis.references import optional_addresses
 from diffengine.analysis.workers import Silent, Workers
 from diffengine.evaluation.experiment import TIMINGS
 from diffengine.images import PAGE_BYTES, ImageSet, open_images
-from diffengine.native import NONE, Digester, PageKind, PageNumbers, Rebuilder, Store
+from diffengine.native import NONE, Addresses, Digester, PageEncoder, PageKind, PageNumbers, Rebuilder, Store
 
 # How many objects of a kind are rebuilt for the time that one takes.
 TIMED_OBJECTS = 4096
@@ -78,12 +79,63 @@ class Trial:
 
     def references(self, pipeline: Pipeline) -> tuple[PageNumbers, PageNumbers]:
         """The distinct pages that are not same-filled, and for each the page it may be patched against, or NONE."""
-        run = PipelineRun(
-            pipeline, self._scope, self._images, self.census(Keys()), self._seed, self._workers, self._jobs, Silent()
-        )
+        run = self._pipeline_run(pipeline)
         with Store(most_store_bytes(self._images.pages)) as store:
             plan = run.plan(store, self._scope.groups[0])
         return plan.pages, plan.references
+
+    def copies(self) -> tuple[PageNumbers, PageNumbers]:
+        """Pages that have the content of an earlier page, none of which is zero or same-filled: (earlier, later)."""
+        leaders = self._scope.identical.leaders
+        numbers = np.arange(len(leaders), dtype=np.uint32)
+        plain = self.census(Keys()).kinds == PageKind.PLAIN
+        _, first = np.unique(leaders, return_index=True)
+        followers = numbers[(leaders != NONE) & (leaders != numbers) & plain]
+        # One follower for each content: a second one would find its frame shared already.
+        _, index = np.unique(leaders[followers], return_index=True)
+        later = followers[index]
+        return leaders[later], later
+
+    def unique(self) -> PageNumbers:
+        """Plain pages that lead: one of each content."""
+        leaders = self._scope.identical.leaders
+        numbers = np.arange(len(leaders), dtype=np.uint32)
+        plain = self.census(Keys()).kinds == PageKind.PLAIN
+        chosen: PageNumbers = numbers[(leaders == numbers) & plain]
+        return chosen
+
+    def addresses(self) -> Addresses:
+        """Of all pages."""
+        return self._images.addresses(np.arange(self._images.pages, dtype=np.uint32))
+
+    def put(self, pipeline: Pipeline, store: Store, pages: PageNumbers) -> NDArray[np.uint32]:
+        """Puts the objects of these pages, which need no others; ids by page number."""
+        run = self._pipeline_run(pipeline)
+        plan = run.plan(store, self._scope.groups[0])
+        run.put(store, plan, np.isin(plan.pages, pages))
+        return run.filled.ids
+
+    def encode_us(self, pipeline: Pipeline, patched: bool) -> float:
+        """Microseconds to encode a page, of those with a reference or of those without: the median over batches."""
+        run, encoder = self._pipeline_run(pipeline), PageEncoder()
+        with Store(most_store_bytes(self._images.pages)) as store:
+            plan = run.plan(store, self._scope.groups[0])
+        chosen = np.flatnonzero((plan.references != NONE) == patched)
+        chosen = np.random.default_rng(self._seed).permutation(chosen)[:TIMED_OBJECTS]
+        spent = []
+        for start in range(0, len(chosen), REBUILD_BATCH):
+            part = chosen[start : start + REBUILD_BATCH]
+            pages, references = plan.pages[part], plan.references[part]
+            addresses = self._images.addresses(pages)
+            reference_addresses = optional_addresses(self._images, references)
+            begin = time.perf_counter()
+            encoder.encode(plan.options, addresses, reference_addresses)
+            spent.append((time.perf_counter() - begin) / len(part) * 1e6)
+        return float(np.median(spent)) if spent else float("nan")
+
+    def _pipeline_run(self, pipeline: Pipeline, keys: Keys = Keys()) -> PipelineRun:  # noqa: B008
+        census = self.census(keys)
+        return PipelineRun(pipeline, self._scope, self._images, census, self._seed, self._workers, self._jobs, Silent())
 
     def content(self, page: int) -> bytes:
         address = int(self._images.addresses(np.array([page], dtype=np.uint32))[0])
@@ -98,9 +150,7 @@ class Trial:
             if timed:
                 times.update(time_rebuilding(store, filled, self._seed))
 
-        run = PipelineRun(
-            pipeline, self._scope, self._images, self.census(keys), self._seed, self._workers, self._jobs, Silent()
-        )
+        run = self._pipeline_run(pipeline, keys)
         result = run.run(None, inspect)
         nonzero_bytes = self.pages["nonzero"] * PAGE_BYTES
         found = {**asdict(result), "saving_of_nonzero": 1 - result.bytes_left / nonzero_bytes}

@@ -2,6 +2,7 @@
 """The report: one HTML file that needs nothing else, no network, no script."""
 
 import base64
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Machine:
     cores: int
     memory_gib: float
     kernel: str
+    load: str
 
 
 def this_machine() -> Machine:
@@ -37,6 +39,7 @@ def this_machine() -> Machine:
         information.count("processor\t"),
         int(total.split()[1]) / (1 << 20),
         platform.release(),
+        ", ".join(f"{average:.1f}" for average in os.getloadavg()),
     )
 
 

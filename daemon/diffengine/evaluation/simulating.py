@@ -2,7 +2,8 @@
 """Scenarios run in virtual time, and what experiments need of their reports."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffengine.evaluation.setting import Corpus, GuestImage
 from diffengine.hypervisor.protocol import PageState
 from diffengine.images import PAGE_BYTES
 from diffengine.simulation import Observed, SimulationResult, Where, as_json, simulate
-from diffengine.simulation.scenario import read_scenario
+from diffengine.simulation.scenario import TRACE, TRACE_BITS, Scenario, read_scenario
 
 Values = dict[str, Any]
 # What ESX and KSM do: identical pages, whatever the Clock says, as long as they are not being written.
@@ -63,21 +64,51 @@ def stand_ins(corpus: Corpus) -> dict[str, list[GuestImage]]:
 def run(values: Values, nonzero_only: bool = False) -> Result:
     """A scenario in virtual time. nonzero_only: of each image only its non-zero pages, so that what is saved is saved
     of those."""
-    with tempfile.TemporaryDirectory(prefix="diffengine-") as folder:
-        if nonzero_only:
-            domains = [
-                {**each, "image": str(without_zero_pages(Path(each["image"]), Path(folder), number))}
-                for number, each in enumerate(values["domain"])
-            ]
-            values = {**values, "domain": domains}
-        result = simulate(read_scenario("evaluate", values, "evaluate", [Path()]), where=Where.VIRTUAL)
+    with prepared(values, nonzero_only) as scenario:
+        result = simulate(scenario, where=Where.VIRTUAL)
     result.check()
     return summary(result)
 
 
+@contextmanager
+def prepared(values: Values, nonzero_only: bool = False) -> Iterator[Scenario]:
+    """The scenario, with what has to be made for it as long as it runs."""
+    with tempfile.TemporaryDirectory(prefix="diffengine-") as scratch:
+        folder, domains = Path(scratch), []
+        for number, each in enumerate(values["domain"]):
+            domain = dict(each)
+            if nonzero_only:
+                domain["image"] = str(without_zero_pages(Path(each["image"]), folder, number))
+            if domain["program"] == "trace" and "trace" not in domain:
+                pages = Path(domain["image"]).stat().st_size // PAGE_BYTES
+                domain |= fitting_trace(folder / f"{number}.bits", pages)
+            domains.append(domain)
+        yield read_scenario("evaluate", {**values, "domain": domains}, "evaluate", [folder])
+
+
+def fitting_trace(path: Path, pages: int) -> Values:
+    """The recorded trace for a guest of so many pages: a smaller one gets every so many-th page's bits, so that as
+    large a part of its memory is written as of the recorded guest's."""
+    if pages >= TRACE_BITS:
+        return {}
+    bits = pages // 8 * 8
+    recorded = np.unpackbits(np.fromfile(TRACE, dtype=np.uint8).reshape(-1, TRACE_BITS // 8), axis=1, bitorder="little")
+    chosen = recorded[:, np.arange(bits) * TRACE_BITS // bits]
+    path.write_bytes(np.packbits(chosen, axis=1, bitorder="little").tobytes())
+    return {"trace": str(path), "trace_bits": bits}
+
+
+def _words(image: Path) -> NDArray[np.uint64]:
+    return np.fromfile(image, dtype=np.uint64).reshape(-1, PAGE_BYTES // 8)
+
+
+def nonzero_pages(image: Path) -> int:
+    return int(np.count_nonzero(_words(image).any(axis=1)))
+
+
 def without_zero_pages(image: Path, folder: Path, number: int) -> Path:
     """A raw image of the non-zero pages of a raw image, whole MiBs of them."""
-    words = np.fromfile(image, dtype=np.uint64).reshape(-1, PAGE_BYTES // 8)
+    words = _words(image)
     path = folder / f"{number}.raw"
     words[words.any(axis=1)].tofile(path)
     return path
@@ -177,7 +208,8 @@ AGES_S = [float(age) for age in (1, 2, 5, 10, 20, 30, 50, 100, 150, 200, 300, 45
 def run_with_lifetimes(values: Values) -> Result:
     """As `run`, and how long pages stayed out."""
     lifetimes = Lifetimes()
-    result = simulate(read_scenario("evaluate", values, "evaluate", [Path()]), where=Where.VIRTUAL, observer=lifetimes)
+    with prepared(values) as scenario:
+        result = simulate(scenario, where=Where.VIRTUAL, observer=lifetimes)
     result.check()
     return {**summary(result), "ages_s": AGES_S, "untouched": lifetimes.untouched_after(AGES_S)}
 

@@ -17,12 +17,14 @@ from diffengine.evaluation.experiments import (
     scale,
     swapping,
     table1,
+    table2,
 )
 
 EXPERIMENTS = (
     hypothesis.EXPERIMENT,
     table1.EXPERIMENT,
     fig2.EXPERIMENT,
+    table2.EXPERIMENT,
     fig4.EXPERIMENT,
     fig5_7.EXPERIMENT,
     fig8.EXPERIMENT,

@@ -4,7 +4,6 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from diffengine.evaluation import drawing, simulating
 from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome, Picture, Result, Results, Step, Table
 from diffengine.evaluation.setting import Setting
 from diffengine.simulation import Observed, Where, simulate
-from diffengine.simulation.scenario import read_scenario
 
 DURATION_S = {True: 120.0, False: 600.0}
 # Pages that emulated devices read or write in a second, of a guest's hot tenth.
@@ -87,16 +85,15 @@ class DeviceModel:
 
 
 def run(values: simulating.Values, way: str | None, seed: int) -> Result:
-    scenario = read_scenario("evaluate", values, "ioemu", [Path()])
-    if way is None:
-        result = simulate(scenario, where=Where.VIRTUAL)
-        asked = mapped = 0
-    else:
-        model = DeviceModel(way, seed)
+    model = DeviceModel(way, seed) if way else None
+    with simulating.prepared(values) as scenario:
         result = simulate(scenario, where=Where.VIRTUAL, observer=model)
-        asked, mapped = model.asked, model.mapped_anew
     result.check()
-    return {**simulating.summary(result), "io_pages": asked, "mapped_anew": mapped}
+    return {
+        **simulating.summary(result),
+        "io_pages": model.asked if model else 0,
+        "mapped_anew": model.mapped_anew if model else 0,
+    }
 
 
 def plan(setting: Setting) -> list[Step]:
