@@ -458,15 +458,29 @@ int de_pager_open(const struct de_pager_state *state, const struct de_hypervisor
     return status;
 }
 
+static bool any_domain(const struct de_pager *pager)
+{
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++)
+        if (pager->domains[i])
+            return true;
+    return false;
+}
+
 void de_pager_leave(struct de_pager *pager)
 {
     if (!pager)
         return;
     int directory = pager->directory, lock = pager->directory_lock;
+    struct de_hypervisor hypervisor = pager->hypervisor;
+    bool unused = pager->owns_state && !any_domain(pager);
     struct de_store *store = pager->owns_state ? pager->store : NULL;
     struct de_swap *swap = pager->owns_state ? pager->swap : NULL;
     pager_unmake(pager);
-    close_state(directory, lock, store, swap);
+    de_store_close(store);
+    /* A domain that nobody needs would stand in the way of a host that shuts down. */
+    if (unused)
+        store_domain_remove(&hypervisor, directory);
+    close_state(directory, lock, NULL, swap);
 }
 
 void pager_remove_state(struct de_pager *pager)

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from diffengine.errors import DiffengineError
 from diffengine.hypervisor.pager_client import BATCH, PagerClient
 from diffengine.hypervisor.protocol import HostGoneError, NewObjects, Outcome, PageState, StoreFullError
 from diffengine.native import NONE, Encoding, as_addresses, checksums
+from diffengine.service.dom0_memory import SparingPager
 
 PAGE = 4096
 GFNS = 1500
@@ -222,6 +224,19 @@ def test_full_store_leaves_nothing(system: System) -> None:
     with pytest.raises(StoreFullError, match="store is full"):
         pager.put(raw_objects(system, gfns))
     pager.release(pager.put(raw_objects(system, gfns[:500])))
+
+
+def test_dom0s_memory_bounds_a_store_that_lies_there(system: System) -> None:
+    system.pager.close()
+    with closing(SparingPager(system.state)) as pager:
+        pager.least_available_bytes = 1 << 60
+        with pytest.raises(StoreFullError, match="dom0 has only"):
+            pager.put(raw_objects(system, np.arange(5, dtype=np.uint32)))
+        # What a pager has there whose store lies in a domain's frames.
+        (system.state / "store-domain").touch()
+        pager.release(pager.put(raw_objects(system, np.arange(5, dtype=np.uint32))))
+    (system.state / "store-domain").unlink()
+    system.pager = PagerClient(system.state)
 
 
 def test_successor(system: System) -> None:

@@ -91,6 +91,7 @@ class PagerClient(ProposingPager):
         if status == lib.DE_BUSY:
             raise PagerInUseError(f"the pager in {state_directory} is in use by another process; end that first")
         check(status, f"connecting to the pager in {state_directory}")
+        self._store_domain = state_directory / "store-domain"
         self._client = ffi.gc(result[0], lib.de_queue_client_free)
         self._area = _Area(lib.de_queue_area(self._client))
 
@@ -107,6 +108,10 @@ class PagerClient(ProposingPager):
     def _call_domain(self, command: int, domid: int, doing: str) -> None:
         self._area.domains[0] = domid
         self._call(command, 1, doing)
+
+    def store_in_domain(self) -> bool:
+        """Whether the store lies in frames of a domain's, not in dom0's memory."""
+        return self._store_domain.exists()
 
     def add_domain(self, domid: int, gfns: int) -> None:
         """A domain that this pager has already, or has taken over, stays as it is."""

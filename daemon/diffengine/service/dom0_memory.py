@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A store in dom0's memory takes nothing more once dom0 has little left: all guests wait for a dom0 that swaps.
+"""A store in dom0's memory takes nothing more once dom0 has little left: all guests wait for a dom0 that swaps. One in
+the frames of a domain of its own does not concern dom0.
 
 How much it may take at most, the pager is told (--store-mib), and its tmpfs.
 """
@@ -44,7 +45,7 @@ class SparingPager(PagerClient):
         return super().put_model(model)
 
     def _spare(self) -> None:
-        if not self.least_available_bytes:
+        if not self.least_available_bytes or self.store_in_domain():
             return
         if time.monotonic() - self._looked_s >= LOOK_INTERVAL_S:
             self._looked_s = time.monotonic()

@@ -108,8 +108,8 @@ struct de_pager_state {
  */
 int de_pager_open(const struct de_pager_state *state, const struct de_hypervisor *hypervisor,
                   struct de_pager **pager, char *error, size_t capacity);
-/** Stop and free everything in memory; state and pages that are out are left for a successor. Its guests wait
- * when they touch one. */
+/** Stop and free everything in memory; state and pages that are out are left for a successor (but a store
+ * domain goes if no domain is paged). Its guests wait when they touch one. */
 void de_pager_leave(struct de_pager *pager);
 struct de_store *de_pager_store(struct de_pager *pager);
 struct de_swap *de_pager_swap(struct de_pager *pager); /**< NULL: none */

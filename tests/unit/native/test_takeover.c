@@ -780,8 +780,9 @@ static void test_store_moves_when_nothing_is_out(void)
     CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
     CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
     de_pager_leave(pager);
-    open_pager();
     struct de_domain_info infos[4];
+    CHECK_EQ(de_machine_domain_list(machine, 1, infos, 4), 1);
+    open_pager();
     CHECK_EQ(de_machine_domain_list(machine, 1, infos, 4), 1);
     snprintf(path, sizeof path, "%s/store-domain", directory);
     CHECK(access(path, F_OK));
