@@ -49,6 +49,8 @@ grace_s = 0
 group = "root"
 """
 QUICK_S, DEFAULT_S = 0.2, 4.0
+# Three visits of every page.
+QUIET_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,19 @@ def wait_for_evicted(line: Line, pages: int) -> None:
         time.sleep(0.25)
 
 
+def wait_until_idle(line: Line) -> None:
+    """Nothing more is evicted: what is left of the pages can't go."""
+    deadline_s, evictions, since_s = time.monotonic() + DEADLINE_S, -1, 0.0
+    while True:
+        now, found = time.monotonic(), line.ask("status")["result"]["evictions"]
+        if found != evictions:
+            evictions, since_s = found, now
+        elif evictions and now - since_s > QUIET_S:
+            return
+        assert now < deadline_s, "evictions do not end"
+        time.sleep(1)
+
+
 def program_options(content: np.ndarray, seed: int) -> ProgramOptions:
     return ProgramOptions(
         kind=ProgramKind.WORKING_SET,
@@ -159,11 +174,9 @@ def status_under_load(requests: int) -> Iterator[Target]:
         print(f"  (median {statistics.median(took_ms):.2f} ms, longest {max(took_ms):.1f} ms)")
 
 
-def idle(seconds: float) -> Iterator[Target]:
-    pages = 4000
+def idle(seconds: float, pages: int) -> Iterator[Target]:
     with system(8, pages, DEFAULT_S) as (daemon, machine, _), closing(daemon.line()) as line:
-        wait_for_evicted(line, 8 * pages * 3 // 4)
-        time.sleep(20)
+        wait_until_idle(line)
         start_s, start_cpu_s = time.monotonic(), daemon.cpu_s()
         time.sleep(seconds)
         used = (daemon.cpu_s() - start_cpu_s) / (time.monotonic() - start_s)
@@ -224,13 +237,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--idle-s", type=float, default=60)
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--pages", type=int, default=4000, help="of each idle domain")
     parser.add_argument("--only", choices=("status", "idle", "kills"), help="one part of it")
     given = parser.parse_args()
     print(json.dumps({"load": os.getloadavg(), "cores": os.cpu_count()}))
     targets = []
     parts = {
         "status": status_under_load(given.requests),
-        "idle": idle(given.idle_s),
+        "idle": idle(given.idle_s, given.pages),
         "kills": longest_faults(given.kills),
     }
     for part in [parts[given.only]] if given.only else parts.values():

@@ -17,6 +17,8 @@ from xen.rig.dom0 import Dom0, make_disk
 
 ROOT = Path(__file__).parents[3]
 SUITE = ROOT / "tests/xen/suite"
+# Of what is optional: dom0 has a xenstored, and no libvirtd.
+FURTHER = ["pyxs"]
 DISK_MIB = 504
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 
@@ -31,7 +33,7 @@ def build(cache: Cache, dom0: Dom0, guest: Path) -> Path:
 
 
 def _dependencies(cache: Cache) -> Path:
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"] + FURTHER
     return cache.entry("wheels", digest(*needed), lambda folder: _download(folder, needed))
 
 
@@ -62,7 +64,7 @@ def _build(folder: Path, dom0: Dom0, built: tuple[Path, Path], wheels: tuple[Pat
     run("chroot", tree, "python3", "-m", "venv", "/opt/diffengine")
     # The environment says where this machine gets packages; in there everything is in the folder.
     offline = ("--no-index", "--find-links", "/opt/wheels")
-    run("chroot", tree, "/opt/diffengine/bin/pip", "--isolated", "install", "-q", *offline, "diffengine")
+    run("chroot", tree, "/opt/diffengine/bin/pip", "--isolated", "install", "-q", *offline, "diffengine", *FURTHER)
     shutil.rmtree(tree / "opt/wheels")
     rig = tree / "opt/rig"
     shutil.copytree(SUITE, rig / "suite", ignore=shutil.ignore_patterns("__pycache__"))
