@@ -32,21 +32,30 @@ struct call {
 
 typedef ssize_t transfer(const struct call *call, const struct iovec *vectors, int count, off_t offset);
 
-static bool prepare(const struct iovec *vectors, int count)
+/* Call for each part of the buffers that is memory in one piece. */
+static bool for_pieces(const struct iovec *vectors, int count,
+                       bool (*call)(const void *address, size_t bytes))
 {
     bool some = false;
-    for (int i = 0; i < count; i++)
-        if (windows_near(vectors[i].iov_base, vectors[i].iov_len))
-            some |= windows_prepare(vectors[i].iov_base, vectors[i].iov_len);
+    for (int i = 0; i < count;) {
+        char *from = vectors[i].iov_base, *to = from + vectors[i].iov_len;
+        for (i++; i < count && vectors[i].iov_base == to; i++)
+            to += vectors[i].iov_len;
+        if (windows_near(from, (size_t)(to - from)))
+            some |= call(from, (size_t)(to - from));
+    }
     return some;
+}
+
+static bool prepare(const struct iovec *vectors, int count)
+{
+    return for_pieces(vectors, count, windows_prepare);
 }
 
 static void finish(const struct iovec *vectors, int count)
 {
     int error = errno;
-    for (int i = 0; i < count; i++)
-        if (windows_near(vectors[i].iov_base, vectors[i].iov_len))
-            windows_finish(vectors[i].iov_base, vectors[i].iov_len);
+    for_pieces(vectors, count, windows_finish);
     errno = error;
 }
 

@@ -57,7 +57,8 @@ struct plain {
     uint32_t gfns[];
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* Held for less than a microsecond, by every system call on a window. */
+static pthread_mutex_t lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct window **windows; /**< by address */
 static size_t window_count, window_capacity;
@@ -71,10 +72,11 @@ static uint64_t link_looked_ms;
 static _Atomic(uintptr_t) lowest = UINTPTR_MAX, highest;
 static __thread bool mapping_here;
 
+/* Some milliseconds late, and so only read from memory. */
 static uint64_t now_ms(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
     return (uint64_t)now.tv_sec * MS_PER_S + (uint64_t)(now.tv_nsec / NS_PER_MS);
 }
 
@@ -330,17 +332,48 @@ bool windows_touch(uintptr_t address)
     return ensure_cluster(address, address + 1, false, &to);
 }
 
+/* Of the pages that the range takes of a cluster, those that have no frame; the lock is held. */
+static uint64_t lacking(const struct window *window, size_t index, uintptr_t from, uintptr_t to)
+{
+    uintptr_t base = window->from + index * cluster_bytes();
+    size_t first = from > base ? (from - base) / DE_PAGE_SIZE : 0;
+    size_t last = (to - base + DE_PAGE_SIZE - 1) / DE_PAGE_SIZE;
+    return bits(first, last) & bits(0, cluster_pages(window, index)) & ~window->clusters[index].mapped;
+}
+
+/* Most calls are on pages that have their frames: one look at all of them. */
+static bool prepare_mapped(uintptr_t from, uintptr_t to)
+{
+    pthread_mutex_lock(&lock);
+    struct window *window = find(from);
+    bool mapped = window && to <= window->from + window->pages * DE_PAGE_SIZE && !attaching;
+    size_t first = mapped ? (from - window->from) / cluster_bytes() : 0;
+    size_t last = mapped ? (to - 1 - window->from) / cluster_bytes() : 0;
+    for (size_t i = first; mapped && i <= last; i++)
+        mapped = !window->clusters[i].working && !lacking(window, i, from, to);
+    uint64_t now = mapped ? now_ms() : 0;
+    for (size_t i = first; mapped && i <= last; i++) {
+        window->clusters[i].calls++;
+        window->clusters[i].touched_ms = now;
+    }
+    pthread_mutex_unlock(&lock);
+    return mapped;
+}
+
 bool windows_prepare(const void *address, size_t bytes)
 {
     uintptr_t from = (uintptr_t)address, to = from + bytes;
     bool some = false;
+    if (prepare_mapped(from, to))
+        return true;
     while (from < to)
         some |= ensure_cluster(from, to, true, &from);
     return some;
 }
 
-void windows_finish(const void *address, size_t bytes)
+bool windows_finish(const void *address, size_t bytes)
 {
+    bool some = false;
     uintptr_t from = (uintptr_t)address, to = from + bytes;
     uint64_t now = now_ms();
     pthread_mutex_lock(&lock);
@@ -351,9 +384,11 @@ void windows_finish(const void *address, size_t bytes)
             struct cluster *cluster = &window->clusters[i];
             cluster->calls -= cluster->calls > 0;
             cluster->touched_ms = now;
+            some = true;
         }
     }
     pthread_mutex_unlock(&lock);
+    return some;
 }
 
 /* Windows come and go. */

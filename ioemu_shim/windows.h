@@ -50,8 +50,8 @@ bool windows_touch(uintptr_t address);
 /** A system call will touch the range: give it its frames, and keep them. @return whether some of it is in a
  * window. */
 bool windows_prepare(const void *address, size_t bytes);
-/** The system call is over. */
-void windows_finish(const void *address, size_t bytes);
+/** The system call is over. The same. */
+bool windows_finish(const void *address, size_t bytes);
 
 /**
  * The range is about to be unmapped, or mapped over: it is in no window any more.

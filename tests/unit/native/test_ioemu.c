@@ -216,8 +216,10 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
     struct de_machine_accounting accounting;
     int status;
     uint64_t random = 5, mapped = 0, samples = 0, began_ns, next_kill_ns;
+    /* That one is for pages in use. */
+    bool evicting = strcmp(mode, "sequential") != 0;
     start();
-    while (tally.evicted < BEFORE_IT_STARTS)
+    while (evicting && tally.evicted < BEFORE_IT_STARTS)
         propose(&random, &tally);
     /* As the daemon does before a device model gets to work: the shim may take its time to say hello. */
     de_queue_area(queue)->domains[0] = domain;
@@ -227,8 +229,10 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
     began_ns = now_ns();
     next_kill_ns = began_ns + NS_PER_S / 10;
     while (waitpid(device, &status, WNOHANG) == 0) {
-        for (int i = 0; i < 16; i++)
+        for (int i = 0; i < 16 && evicting; i++)
             propose(&random, &tally);
+        if (!evicting)
+            usleep(10000);
         CHECK_EQ(de_client_account(machine, &accounting), 0);
         mapped += accounting.mapped;
         samples++;
