@@ -101,5 +101,5 @@ def busy(log: str, number: int) -> Result:
 
 
 def test_a_step_alone_has_the_machine_for_itself(tmp_path: Path) -> None:
-    ended, _ = run(tmp_path, steps_of(tmp_path / "log", *[busy] * 6, alone=True), jobs=4)
+    ended, _ = run(tmp_path, steps_of(tmp_path / "log", *[busy] * 3, alone=True), jobs=4)
     assert all(checkpoint.result == {"others": []} for checkpoint in ended.values())

@@ -8,11 +8,13 @@ they can be made again without running anything.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from diffengine.evaluation.setting import Setting, UnavailableError
+
+if TYPE_CHECKING:
+    # Steps' processes draw nothing.
+    from matplotlib.figure import Figure
 
 __all__ = [
     "TIMINGS",
@@ -84,7 +86,7 @@ class Picture:
 
     name: str
     text: str
-    draw: Callable[[], Figure]
+    draw: "Callable[[], Figure]"
 
 
 @dataclass(frozen=True)
