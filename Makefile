@@ -107,7 +107,7 @@ test-native: build/asan/build.ninja build/tsan/build.ninja
 	setarch -R $(BIN)/meson test -C build/tsan --suite threads --print-errorlogs
 
 # Guests in real time need the cores for themselves.
-REAL_TIME_TESTS := tests/integration/test_simulate.py tests/unit/test_engine_log_dirty.py
+REAL_TIME_TESTS := tests/integration/test_simulate.py
 test-python: $(STAMPS)/installed $(STAMPS)/xen-extra
 	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(REAL_TIME_TESTS) tests/browser)
 	$(BIN)/python -m pytest $(REAL_TIME_TESTS)

@@ -13,7 +13,7 @@ from typing import Any
 from diffengine.cli import main
 
 COMMAND = [sys.executable, "-m", "diffengine"]
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 600
 
 
 def diffengine(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":

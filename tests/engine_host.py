@@ -19,13 +19,17 @@ Pages = NDArray[np.uint8]  # (n, PAGE)
 
 
 class Clock(RealPace):
-    """Goes forward only when it is told to."""
+    """Goes forward only when it is told to: what the engine computes takes no time, or a slow machine would decide when
+    it looks again."""
 
     def __init__(self) -> None:
         self.time_s = 0.0
 
     def now_s(self) -> float:
         return self.time_s
+
+    def cpu_s(self) -> float:
+        return 0.0
 
 
 @dataclass

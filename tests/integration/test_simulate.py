@@ -2,29 +2,37 @@
 """`diffengine simulate` from a scenario file to its report."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from command import diffengine, output_of, refusal_of
-from scenario_runs import FAST, check_accounting, run
+from diffengine.simulation import Where
+from diffengine.simulation.run import Sample
+from scenario_runs import FAST, check_accounting, run, run_until
 
 WHERE = [[], ["--processes"], ["--virtual"]]
+REAL = [Where.THREADS, Where.PROCESSES]
 
 
-@pytest.mark.parametrize("where", WHERE)
-def test_a_run_saves_memory_and_gives_every_byte_back(
-    samples: dict[str, Path], tmp_path: Path, where: list[str]
-) -> None:
+def working_sets(samples: dict[str, Path]) -> str:
     domains = "".join(
         f'[[domain]]\nname = "{name}"\nimage = "{path}"\nprogram = "working-set"\ntrust_group = "all"\n'
         for name, path in samples.items()
     )
-    text = f"seed = 3\nduration_s = 8\n[engine]\n{FAST}{domains}"
-    report = run(tmp_path, text, "--plot", tmp_path / "plot.svg", *where)
+    return f"seed = 3\n[engine]\n{FAST}{domains}"
+
+
+def saves_by(technique: dict[str, float], *names: str) -> bool:
+    return all(technique[name] > 0 for name in names)
+
+
+def test_a_run_saves_memory_and_gives_every_byte_back(samples: dict[str, Path], tmp_path: Path) -> None:
+    report = run(tmp_path, f"duration_s = 8\n{working_sets(samples)}", "--plot", tmp_path / "plot.svg", "--virtual")
     check_accounting(report)
     assert report["allocated_bytes"] == sum(path.stat().st_size for path in samples.values())
     assert report["saving"]["end"] > 0.6
-    assert all(report["saving"]["by_technique"][name] > 0 for name in ("sharing", "patching", "compression"))
+    assert saves_by(report["saving"]["by_technique"], "sharing", "patching", "compression")
     assert report["guest"]["wrong_bytes"] == 0
     assert report["guest"]["reads"] > 1000 and report["guest"]["writes"] > 100
     assert report["evictions"] > 1000
@@ -35,23 +43,32 @@ def test_a_run_saves_memory_and_gives_every_byte_back(
     assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
 
 
-@pytest.mark.parametrize("pages", ["zero", "identical", "random", "similar"])
-@pytest.mark.parametrize("free", ["keep", "zero", "release"])
-def test_generated_pages_are_right_through_all_phases(tmp_path: Path, pages: str, free: str) -> None:
-    report = run(
-        tmp_path,
-        f"""
-        duration_s = 2.4
-        [engine]
-        {FAST}
-        [[domain]]
-        memory_mib = 4
-        program = "phases"
-        pages = "{pages}"
-        free = "{free}"
-        phase_s = 0.5
-        """,
-    )
+@pytest.mark.parametrize("where", REAL)
+def test_in_real_time_it_comes_to_the_same(samples: dict[str, Path], tmp_path: Path, where: Where) -> None:
+    def reached(sample: Sample, technique: dict[str, float]) -> bool:
+        read = sum(program.reads for program in sample.programs)
+        return sum(technique.values()) > 0.6 and read > 1000 and saves_by(technique, "patching", "compression")
+
+    report = run_until(tmp_path, working_sets(samples), where, reached)
+    check_accounting(report)
+    assert report["guest"]["wrong_bytes"] == 0
+    assert report["cpu_s"]["scan"] > 0
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_the_command_runs_for_as_long_as_it_is_told(samples: dict[str, Path], tmp_path: Path, where: list[str]) -> None:
+    report = run(tmp_path, f"duration_s = 1\n{working_sets(samples)}", *where)
+    check_accounting(report)
+    assert report["duration_s"] >= 1
+    assert report["guest"]["wrong_bytes"] == 0
+
+
+def phases(pages: str, free: str) -> str:
+    domain = f'[[domain]]\nmemory_mib = 4\nprogram = "phases"\npages = "{pages}"\nfree = "{free}"\nphase_s = 0.5\n'
+    return f"[engine]\n{FAST}{domain}"
+
+
+def check_phases(report: dict[str, Any], free: str) -> None:
     check_accounting(report)
     assert report["guest"]["wrong_bytes"] == 0
     assert report["guest"]["reads"] == 1024
@@ -60,10 +77,22 @@ def test_generated_pages_are_right_through_all_phases(tmp_path: Path, pages: str
         assert report["used_bytes"]["guests"] == 0
 
 
+@pytest.mark.parametrize("pages", ["zero", "identical", "random", "similar"])
+@pytest.mark.parametrize("free", ["keep", "zero", "release"])
+def test_generated_pages_are_right_through_all_phases(tmp_path: Path, pages: str, free: str) -> None:
+    check_phases(run(tmp_path, f"duration_s = 2.4\n{phases(pages, free)}", "--virtual"), free)
+
+
+@pytest.mark.parametrize("free", ["keep", "zero", "release"])
+def test_generated_pages_are_right_in_real_time(tmp_path: Path, free: str) -> None:
+    def reached(sample: Sample, technique: dict[str, float]) -> bool:
+        return sample.programs[0].phase == 4
+
+    check_phases(run_until(tmp_path, phases("similar", free), Where.THREADS, reached), free)
+
+
 def test_a_recorded_trace_writes_what_its_guest_wrote(samples: dict[str, Path], tmp_path: Path) -> None:
-    report = run(
-        tmp_path,
-        f"""
+    text = f"""
         duration_s = 3
         [engine]
         {FAST}
@@ -72,41 +101,47 @@ def test_a_recorded_trace_writes_what_its_guest_wrote(samples: dict[str, Path], 
         program = "trace"
         interval_s = 1.0
         operations_per_s = 500
-        """,
-    )
+        """
+    report = run(tmp_path, text, "--virtual")
     check_accounting(report)
     assert report["guest"]["wrong_bytes"] == 0
     assert report["guest"]["writes"] > 3000
 
 
-@pytest.mark.parametrize("where", WHERE)
-def test_above_the_high_watermark_pages_go_to_swap_and_come_back(
-    samples: dict[str, Path], tmp_path: Path, where: list[str]
-) -> None:
-    report = run(
-        tmp_path,
-        f"""
-        duration_s = 6
-        [machine]
-        swap_mib = 32
-        swap_path = "swapfile"
-        [engine]
-        {FAST}
-        high_watermark = 0.05
-        low_watermark = 0.04
-        [[domain]]
-        image = "{samples["d12a-work"]}"
-        program = "working-set"
-        excursion_fraction = 0.05
-        """,
-        *where,
-    )
+SWAPPING = f"""
+    [machine]
+    swap_mib = 32
+    swap_path = "swapfile"
+    [engine]
+    {FAST}
+    high_watermark = 0.05
+    low_watermark = 0.04
+    [[domain]]
+    program = "working-set"
+    excursion_fraction = 0.05
+    """
+
+
+def test_above_the_high_watermark_pages_go_to_swap_and_come_back(samples: dict[str, Path], tmp_path: Path) -> None:
+    text = f'duration_s = 6\n{SWAPPING}image = "{samples["d12a-work"]}"\n'
+    report = run(tmp_path, text, "--virtual")
     check_accounting(report)
     assert report["guest"]["wrong_bytes"] == 0
     assert report["used_bytes"]["swap"] > 0
     assert report["pages"]["swapped"] > 100
     assert report["saving"]["by_technique"]["swapping"] > 0
     assert report["refaults"] > 0
+    assert not (tmp_path / "swapfile").exists()
+
+
+@pytest.mark.parametrize("where", REAL)
+def test_swapped_pages_come_back_in_real_time(samples: dict[str, Path], tmp_path: Path, where: Where) -> None:
+    def reached(sample: Sample, technique: dict[str, float]) -> bool:
+        return sample.engine.pages["swapped"] > 100 and sample.pager.swap_bytes > 0 and sample.refaults > 0
+
+    report = run_until(tmp_path, f'{SWAPPING}image = "{samples["d12a-work"]}"\n', where, reached)
+    check_accounting(report)
+    assert report["guest"]["wrong_bytes"] == 0
     assert not (tmp_path / "swapfile").exists()
 
 
@@ -123,7 +158,7 @@ def test_a_swap_file_that_cannot_be_made_is_refused(tmp_path: Path, where: list[
 
 
 def test_an_idle_guest_reads_nothing(tmp_path: Path) -> None:
-    report = run(tmp_path, f"duration_s = 1\n[engine]\n{FAST}[[domain]]\nmemory_mib = 1\n")
+    report = run(tmp_path, f"duration_s = 1\n[engine]\n{FAST}[[domain]]\nmemory_mib = 1\n", "--virtual")
     assert (report["guest"]["reads"], report["guest"]["writes"]) == (0, 0)
     assert report["used_bytes"]["guests"] == 4096
 

@@ -59,7 +59,7 @@ def test_cpu_time_is_counted_by_stage_and_sleep_is_not() -> None:
     with Workers(2) as workers:
         list(workers.map(Stage.SIMILARITY, work, range(4)))
         list(workers.map(Stage.DIGEST, lambda _: time.sleep(0.1), range(2)))
-    assert 0.2 <= workers.cpu_seconds[Stage.SIMILARITY] < 0.3
+    assert 0.2 <= workers.cpu_seconds[Stage.SIMILARITY] < 0.4
     assert workers.cpu_seconds[Stage.DIGEST] < 0.1
     assert workers.cpu_seconds[Stage.ENCODE] == 0
 

@@ -196,8 +196,10 @@ def simulate(
     watch: Callable[[Sample, int], None] | None = None,
     where: Where = Where.THREADS,
     observer: Observer | None = None,
+    enough: Callable[[Sample, int], bool] | None = None,
 ) -> SimulationResult:
-    """Runs a scenario to its end. `watch` is called with each sample, and the bytes of all domains.
+    """Runs a scenario to its end, or until `enough` says so of a sample. `watch` and `enough` are called with each
+    sample, and the bytes of all domains.
 
     Raises ScenarioError before anything starts if the machine is too small, DiffengineError if it can't be made.
     """
@@ -215,6 +217,8 @@ def simulate(
                 observer.observe(simulation.elapsed_s, simulation.observed)
             if watch:
                 watch(samples[-1], allocated)
+            if enough and enough(samples[-1], allocated):
+                break
             next_s = (elapsed_s // interval_s + 1) * interval_s
             simulation.sleep_until(min(next_s, scenario.duration_s))
         last, fault_ns, trace = simulation.finish()
