@@ -5,6 +5,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,13 +130,28 @@ def daemon_parts(
                 worker.stop()
 
 
+def _connected(path: Path, timeout_s: float) -> socket.socket:
+    """The file is there a moment before somebody listens."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made.settimeout(timeout_s)
+        try:
+            made.connect(str(path))
+        except ConnectionRefusedError:
+            made.close()
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.02)
+        else:
+            return made
+
+
 class Line:
     """A connection to a status socket that sends what it likes."""
 
     def __init__(self, path: Path, timeout_s: float = 30.0) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(timeout_s)
-        self.socket.connect(str(path))
+        self.socket = _connected(path, timeout_s)
         self._lines = self.socket.makefile("rb")
 
     def send(self, line: bytes) -> None:

@@ -76,7 +76,7 @@ def test_a_domain_is_meant_by_uuid_or_name() -> None:
         ('[socket]\npath = "status"', "[socket] path = 'status': must be a path that begins with /"),
         (
             "[sockets]",
-            "sockets = {}: no such key; known here: dom0, domain, domains, engine, libvirt, policies, socket",
+            "sockets = {}: no such key; known here: dom0, domain, domains, engine, libvirt, metrics, policies, socket",
         ),
         (f"[domain.{UUID}]\n[domain.{UUID.upper()}]", "must be one table for each UUID"),
         ("\n".join(f"[domain.d{number}]" for number in range(1025)), "must be at most 1024 tables; there are 1025"),

@@ -172,7 +172,11 @@ LIMITED_GUESTS = {
     "populate on demand": ({"populate_on_demand": 5}, "populate on demand", "memory = maxmem"),
     "several vCPUs": ({"vcpus": 2}, "vCPUs", "vcpus = 1"),
     "stub domain": ({"kind": DomainKind.HVM, "stub_device_model": True}, "stub domain", "override = 0"),
-    "QEMU without shim": ({"kind": DomainKind.HVM, "device_model": DeviceModel(77, False)}, "device model", "the shim"),
+    "QEMU without shim": (
+        {"kind": DomainKind.HVM, "device_model": DeviceModel(77, False)},
+        "device model",
+        "diffengine-device-model",
+    ),
 }
 
 
