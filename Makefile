@@ -129,7 +129,7 @@ $(STAMPS)/image-packages: $(STAMPS)/packages
 	@touch $@
 
 images: $(STAMPS)/image-packages
-	$(SUDO) $(PYTHON) tests/images/make_images.py build/guests --cache $(HOME)/.cache/diffengine-images $(IMAGE_OPTIONS)
+	$(SUDO) env PYTHONPATH=tests $(PYTHON) tests/images/make_images.py build/guests --cache $(HOME)/.cache/diffengine-images $(IMAGE_OPTIONS)
 
 # The paper's tables and figures on this machine; EVALUATE_OPTIONS as `diffengine evaluate --help` says.
 EVALUATE_OPTIONS ?= --quick

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MIRROR = "http://deb.debian.org/debian"
+from xen.rig.debian import archive
+from xen.rig.errors import RigError
+
 RELEASES = {"bullseye": "d11", "bookworm": "d12", "trixie": "d13"}
 PACKAGES = (
     *("systemd-sysv", "udev", "dbus", "linux-image-cloud-amd64", "gcc", "libc6-dev", "make", "python3", "sqlite3"),
@@ -87,7 +89,7 @@ def make_disk(release: str, cache: Path) -> Disk:
         tree = Path(scratch) / "tree"
         excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT]
         packages = "--include=" + ",".join(PACKAGES)
-        run("mmdebstrap", "--mode=root", "--variant=minbase", *excluded, packages, release, tree, MIRROR)
+        run("mmdebstrap", "--mode=root", "--variant=minbase", *excluded, packages, release, tree, archive())
         (tree / "etc/hostname").write_text("guest\n")
         (tree / "etc/fstab").write_text("/dev/vda / ext4 noatime 0 1\n")
         for name, into in (("vmlinuz", disk.kernel), ("initrd.img", disk.initrd)):
@@ -202,6 +204,15 @@ def main() -> int:
     add("--cores", action="store_true", help="also ELF cores")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make(options)
+    except RigError as error:
+        print(f"make_images: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make(options: argparse.Namespace) -> None:
     for release in options.releases:
         disk = make_disk(release, options.cache)
         for workload in options.workloads:
@@ -210,7 +221,6 @@ def main() -> int:
                 start = time.monotonic()
                 dump(disk, workload, options.seconds, options.memory, options.folder / f"{name}.raw", options.cores)
                 print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,17 +21,25 @@ LEFT_OUT = (
 )
 
 
+def _known() -> list[tuple[str, str, str]]:
+    """Of each part of Debian that this machine's apt knows: URI, codename, component."""
+    form = "$(REPO_URI) $(CODENAME) $(COMPONENT)"
+    lines = run("apt-get", "indextargets", "--format", form, "Created-By: Packages", "Origin: Debian").splitlines()
+    return [(uri, codename, component) for uri, codename, component in map(str.split, lines)]
+
+
+def archive() -> str:
+    """Where this machine gets Debian itself; other releases are there, too."""
+    # Updates of a release, and its security, have a `-` in their codename.
+    for uri, codename, _ in _known():
+        if "-" not in codename:
+            return uri
+    raise RigError("apt knows no source of Debian's packages: add one, and run `apt-get update`")
+
+
 def _sources(kind: str) -> str:
     """This machine's sources of the release, one a line, as `deb` or `deb-src`."""
-    lines = run(
-        "apt-get",
-        "indextargets",
-        "--format",
-        f"{kind} $(REPO_URI) $(CODENAME) $(COMPONENT)",
-        "Created-By: Packages",
-        "Origin: Debian",
-    ).splitlines()
-    found = sorted({line for line in lines if line.split()[2].startswith(RELEASE)})
+    found = sorted({f"{kind} {' '.join(words)}" for words in _known() if words[1].startswith(RELEASE)})
     if not found:
         raise RigError(f"apt knows no source of Debian {RELEASE}, and the rig is made from its packages: add one")
     return "\n".join(found) + "\n"
