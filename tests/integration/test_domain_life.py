@@ -4,6 +4,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from command import diffengine, output_of
 from daemon_host import ENGINE, Line, Loop, Parts, daemon_parts, loop
 from diffengine.hypervisor.machine_process import MachineClient
 from diffengine.native import as_addresses
-from diffengine.service import attached
-from diffengine.service.configuration import configuration
+from diffengine.service import attached, libvirt_link
+from diffengine.service.configuration import Identity, configuration
 from diffengine.service.domain_description import NAMESPACE
 from diffengine.service.libvirt_link import LibvirtLink
+from diffengine.service.operations import Operations
 
 DEADLINE_S = 60.0
 # Of what is asked for memory.
@@ -272,8 +274,54 @@ def test_word_of_domains_is_heard_at_once(
         wait_until(lambda: not known(line, domid), "nobody looks again")
 
 
-def test_a_libvirt_that_is_not_there_is_told_once_and_waited_for(parts: Parts, line: Line, on: Loop) -> None:
+def test_a_libvirt_that_is_not_there_is_told_once_and_waited_for(
+    parts: Parts, line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+    real = libvirt_link.connected
+
+    def counted(uri: str) -> Any:
+        tries.append(uri)
+        return real(uri)
+
+    monkeypatch.setattr(libvirt_link, "RETRY_S", 0.02)
+    monkeypatch.setattr(libvirt_link, "connected", counted)
     link = LibvirtLink("nonsense:///", parts.worker, lambda *event: None)
     link.start()
+    wait_until(lambda: len(tries) >= 3, "it is not waited for")
     assert domain(line, "web")["standing"] == "worked_on"
     link.stop()
+    assert sum("nonsense:///" in each.getMessage() for each in caplog.records) == 1
+
+
+def test_a_domain_that_is_enabled_later_has_run_all_the_while(tmp_path: Path, on: Loop) -> None:
+    path = tmp_path / "status.sock"
+    settings = configuration({"engine": ENGINE, "domains": {"grace_s": 86_400}})
+    with daemon_parts(path, on, settings=settings), closing(Line(path)) as line:
+        assert domain(line, "web")["standing"] == "not_enabled"
+        result(line, "set", key="enabled", value=True, domain="web")
+        assert domain(line, "web")["standing"] == "worked_on"
+
+
+def test_names_stay_when_the_toolstack_does_not_tell_them(parts: Parts, line: Line) -> None:
+    def names() -> set[str]:
+        return {each["name"] for each in result(line, "domains")["domains"]}
+
+    def tell(identify: Callable[[], dict[int, Identity]]) -> Callable[[], Any]:
+        def change(operations: Operations) -> Any:
+            former = operations._connected
+            operations._connected = replace(former, identify=identify)
+            return former.identify
+
+        return parts.worker.submit(change).result(60)
+
+    told = names()
+    former = tell(lambda: {domid: Identity(domid) for domid in range(64)})
+    try:
+        domid = parts.machine.create_domain(np.zeros(16, dtype=np.uint64))
+        wait_until(lambda: known(line, domid), "it is not seen")
+        assert names() >= told >= {"web", "db"}
+    finally:
+        tell(former)
+        parts.machine.destroy_domain(domid)
+        wait_until(lambda: not known(line, domid), "it does not go")

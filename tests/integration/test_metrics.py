@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from daemon_host import Loop, Parts, daemon_parts, loop
 from diffengine.service.configuration import ConfigurationError, MetricsSettings, configuration
 from diffengine.service.metrics import MOST_CONNECTIONS, MetricsServer, exposition
+from diffengine.service.server import SocketError
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEADLINE_S = 240.0
@@ -146,6 +147,12 @@ def test_a_unix_socket_serves_it_and_nonsense_harms_nobody(on: Loop, parts: Part
             for each in idle:
                 each.connect(str(path))
             assert ask(path, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 200 OK\r\n")
+            idle.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            idle[-1].connect(str(path))
+            said = b""
+            with suppress(OSError):  # it may hang up before it is asked
+                said = ask(path, b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert said == b""
         finally:
             for each in idle:
                 each.close()
@@ -169,3 +176,18 @@ def test_it_listens_only_where_nobody_from_outside_comes() -> None:
     for wrong in ("0.0.0.0:9741", "127.0.0.1:0", "127.0.0.1:70000", "127.0.0.1:", ":9741", "unix:x", "x", 3):
         with pytest.raises(ConfigurationError, match=r"\[metrics\] listen"):
             configuration({"metrics": {"listen": wrong}})
+
+
+def test_a_place_that_cannot_be_had_is_said_and_what_is_there_stays(on: Loop, parts: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.sock"
+    text = exposition(lambda: parts.worker.snapshot)
+    with served(on, parts, MetricsSettings(path=path)):
+        second = MetricsServer(MetricsSettings(path=tmp_path / "nowhere" / "metrics.sock"), "no-such-group", text)
+        with pytest.raises(SocketError, match="nowhere"):
+            on.run(second.start())
+        on.run(second.close())
+        second = MetricsServer(MetricsSettings(path=path), "no-such-group", text)
+        with pytest.raises(SocketError):
+            on.run(second.start())
+        on.run(second.close())
+        assert ask(path, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 OK\r\n")

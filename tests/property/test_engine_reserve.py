@@ -145,13 +145,24 @@ class RefusingMachine(Machine):
         return own is not None and frames <= own.own + self.most and super().claim(domid, frames)
 
 
+def test_what_is_refused_is_counted_as_its_own_domain_s() -> None:
+    options = replace(NO_LIMITS, reserve_mib=300 / PAGES_PER_MIB)
+    # All that the second one has comes back at once: it needs no reserve.
+    with bench([text_pages(400), random_pages(40)], options, machine_type=RefusingMachine) as run:
+        run.sweep(20)
+        by_domain = {each.domid: each.reasons or {} for each in run.engine.domain_reports()}
+        assert "reserve_refused" not in by_domain[run.domids[1]]
+
+
 def test_what_is_refused_is_counted_and_less_is_asked_for() -> None:
     options = replace(NO_LIMITS, reserve_mib=300 / PAGES_PER_MIB)
     with bench([text_pages(400)], options, machine_type=RefusingMachine) as run:
         run.sweep(20)
         assert 0 < claimed(run)[0] <= RefusingMachine.most
         assert run.engine.report().reasons["reserve_refused"] > 0
-        RefusingMachine.most = 10**6
+        machine = run.machine
+        assert isinstance(machine, RefusingMachine)
+        machine.most = 10**6
         run.sweep(1)
         assert claimed(run) == [300]
 

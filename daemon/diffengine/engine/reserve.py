@@ -68,6 +68,8 @@ class Reserve:
         # Those first that give something up.
         for claim in sorted(claims, key=lambda claim: claim.share - claim.frames.claimed):
             if is_due(claim.frames.claimed, claim.share):
+                # A refusal is this domain's, whoever was visited last.
+                self._reasons.begin_visit(claim.domid)
                 self._change(claim)
 
     def forget(self, domain: Domain) -> None:

@@ -40,10 +40,15 @@ def result_of(line: bytes) -> Any:
     """Raises DaemonError with what the daemon says."""
     if not line:
         raise DaemonError("the daemon has ended; see its log")
-    answer: dict[str, Any] = json.loads(line)
-    if "error" in answer:
-        raise DaemonError(str(answer["error"]["message"]))
-    return answer["result"]
+    try:
+        untrusted_answer = json.loads(line)
+        if "error" in untrusted_answer:
+            message = str(untrusted_answer["error"]["message"])
+        else:
+            return untrusted_answer["result"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DaemonError("what answers there is no diffengine daemon; name its socket with --socket") from error
+    raise DaemonError(message)
 
 
 class Client:

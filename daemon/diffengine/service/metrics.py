@@ -148,6 +148,7 @@ class MetricsServer:
         self._group = group
         self._text = text
         self._serving = 0
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Raises SocketError."""
@@ -155,6 +156,9 @@ class MetricsServer:
         self._server = await asyncio.start_server(self._serve, sock=listening, limit=MOST_REQUEST_BYTES)
 
     async def close(self) -> None:
+        """Also after a start that failed: what stands at the path is then somebody else's."""
+        if self._server is None:
+            return
         self._server.close()
         if self._settings.path:
             self._settings.path.unlink(missing_ok=True)

@@ -142,12 +142,13 @@ class Operations:
     # What is wanted of a domain.
 
     def _terms(self, domain: DomainInfo) -> Standing:
+        # Before all else: a domain that is enabled later has run since it was seen to.
+        since_s = self._running_since(domain)
         settings = self._settings(self._identity(domain.domid))
         if self._pause_key(domain.domid) in self._paused:
             return LeftAlone(Cause.PAUSED, f"paused; `diffengine resume {domain.domid}` goes on")
         if not settings.enabled:
             return LeftAlone(Cause.NOT_ENABLED, "not enabled in the configuration")
-        since_s = self._running_since(domain)
         if not_yet := why_not_yet(domain.life, since_s, time.monotonic(), settings.grace_s):
             return not_yet
         group = settings.trust_group or own_group(domain.domid)
@@ -159,6 +160,9 @@ class Operations:
         if domain.life is Life.RUNNING and domain.domid not in self._since_s:
             there_before = self._first_look or self.pages_out(domain.domid) > 0
             self._since_s[domain.domid] = LONG_AGO if there_before else time.monotonic()
+            if not self._identity(domain.domid).name:
+                # xl knows a domain's name only once it is made, which is after xenstore tells of it.
+                self._learn_identities()
         return self._since_s.get(domain.domid, LONG_AGO)
 
     def _settings(self, identity: Identity) -> DomainSettings:
@@ -178,16 +182,22 @@ class Operations:
             if self._promise:  # it has what was kept
                 self._promise = replace(self._promise, until_s=0.0)
             # Also for others that came meanwhile: asking may take a process of its own.
-            self._identities.update(self._connected.identify())
+            self._learn_identities()
             self._identities.setdefault(domid, Identity(domid))
         return self._identities[domid]
+
+    def _learn_identities(self) -> None:
+        """A name that is known stays if the toolstack says none now: tables of the configuration go by it."""
+        for domid, identity in self._connected.identify().items():
+            if identity.name or domid not in self._identities:
+                self._identities[domid] = identity
 
     def _standing_changed(self, domid: int, standing: Standing | None) -> None:
         called = self._called(domid)
         if standing is None:
             self._tell(EventKind.GONE, f"{called} is gone", domid)
             self._identities.pop(domid, None)
-            self._paused.discard(domid)
+            self._since_s.pop(domid, None)
         elif isinstance(standing, LeftAlone):
             text = f"{called} is left alone: {standing.why}"
             self._tell(EventKind.LEFT_ALONE, text, domid, standing.cause.value)
