@@ -150,7 +150,7 @@ def _connected(path: Path, timeout_s: float) -> socket.socket:
 class Line:
     """A connection to a status socket that sends what it likes."""
 
-    def __init__(self, path: Path, timeout_s: float = 30.0) -> None:
+    def __init__(self, path: Path, timeout_s: float = 60.0) -> None:
         self.socket = _connected(path, timeout_s)
         self._lines = self.socket.makefile("rb")
 

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from diffengine.errors import DiffengineError
@@ -95,7 +96,10 @@ def busy(log: str, number: int) -> Result:
     path = Path(log)
     mark = path.with_name(f"at-work-{number}")
     mark.touch()
+    # Long enough for the others to be seen, if there are any.
+    time.sleep(0.3)
     others = [each.name for each in path.parent.glob("at-work-*") if each != mark]
+    time.sleep(0.3)
     mark.unlink()
     return {"others": others}
 
