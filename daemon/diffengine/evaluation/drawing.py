@@ -9,13 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
-BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
+BLUE, ORANGE, GREEN, RED, SKY, GREY = (
     "#0072B2",
     "#E69F00",
     "#009E73",
     "#D55E00",
     "#56B4E9",
-    "#CC79A7",
     "#8C8C8C",
 )
 REPORT_INCHES = 9.6
@@ -23,11 +22,9 @@ TECHNIQUES = {"sharing": SKY, "patching": RED, "compression": GREEN, "swapping":
 PAPER = "paper (2008)"
 
 
-def figure(
-    columns: int = 1, rows: int = 1, height: float = 3.7, width: float = REPORT_INCHES, same_y: bool = False
-) -> tuple[Figure, list[Axes]]:
+def figure(columns: int = 1, rows: int = 1, height: float = 3.7, same_y: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure with so many axes, in order of reading. Wider, and its text would be made smaller in the report."""
-    made = Figure(figsize=(width, height * rows), layout="constrained")
+    made = Figure(figsize=(REPORT_INCHES, height * rows), layout="constrained")
     axes = made.subplots(rows, columns, squeeze=False, sharey=same_y)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -91,6 +88,18 @@ def stacked_bars(axis: Axes, bars: Sequence[str], parts: Mapping[str, Sequence[f
         axis.bar(range(len(bars)), heights, 0.62, bottom=bottom, label=name, color=colour)
         bottom += np.array(heights)
     axis.set_xticks(range(len(bars)), bars)
+
+
+def horizontal_bars(
+    axis: Axes, names: Sequence[str], lengths: Sequence[float], texts: Sequence[str], colours: Sequence[str]
+) -> list[int]:
+    """The first on top, each with its text at its end. Returns their places on the y axis."""
+    places = list(range(len(names)))[::-1]
+    axis.barh(places, lengths, 0.7, color=colours)
+    for place, length, text in zip(places, lengths, texts, strict=True):
+        axis.annotate(text, (length, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_yticks(places, names)
+    return places
 
 
 def note_bars(axis: Axes, heights: Sequence[float], texts: Sequence[str]) -> None:

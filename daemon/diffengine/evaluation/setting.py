@@ -52,14 +52,6 @@ class ImageSubset:
     def paths(self) -> list[str]:
         return [str(image.path) for image in self.images]
 
-    @property
-    def whole(self) -> bool:
-        return all(image.whole for image in self.images)
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}: {', '.join(image.name for image in self.images)}"
-
 
 @dataclass(frozen=True)
 class Corpus:

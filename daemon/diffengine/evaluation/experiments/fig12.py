@@ -104,11 +104,9 @@ def conclude(results: Results) -> Outcome:
         pictures=[
             Picture(
                 "fig12",
-                "Operations per second of all guests together in the second half of the run, by how many "
-                "guests share the "
-                "same memory, as a share of what four do; hollow marks: the paper's requests. Right: memory in "
-                "use, as a "
-                "share of what there is, and what is on disk.",
+                "Operations per second of all guests together in the second half of the run, by how many guests share "
+                "the same memory, as a share of what four do; hollow marks: the paper's requests. Right: memory in "
+                "use, as a share of what there is, and what is on disk.",
                 partial(_draw, found),
             )
         ],
@@ -161,23 +159,20 @@ def _verdict(found: dict[int, dict[str, float]], best: int) -> list[str]:
     beyond = found[last]["operations_per_s"] / found[best]["operations_per_s"]
     parts = [
         f"Memory that holds 4.3 guests as they are serves {best} best, with "
-        f"{found[best]['operations_per_s'] / base:.2f} times the "
-        f"work of four (the paper: six, 1.41 times)."
+        f"{found[best]['operations_per_s'] / base:.2f} times the work of four (the paper: six, 1.41 times)."
     ]
     if last > best:
         parts.append(
-            f"With {last}, guests together do {beyond:.0%} of that: {found[last]['swap_mib']:,.0f} MiB are on "
-            "disk, and "
-            f"{found[last]['refaults_per_s']:,.0f} pages a second come back from there. That is the limit the "
-            "paper shows: what "
-            "does not fit any more goes to disk, and soon it is what is needed next."
+            f"With {last}, guests together do {beyond:.0%} of that: {found[last]['swap_mib']:,.0f} MiB are on disk, "
+            f"and {found[last]['refaults_per_s']:,.0f} pages a second come back from there. That is the limit the "
+            "paper shows: what does not fit any more goes to disk, and soon it is what is needed next."
         )
     else:
         parts.append(f"The limit was not found: with {last} guests, the most that were tried, work still rises.")
     parts.append(
-        "How a guest's work is modelled decides where the limit is (a working set of 60 % of the non-zero "
-        "pages, a hard "
-        "disk); that there is one, and that it is where memory in use reaches what there is, does not depend on it."
+        "How a guest's work is modelled decides where the limit is (a working set of 60 % of the non-zero pages, a "
+        "hard disk); that there is one, and that it is where memory in use reaches what there is, does not depend on "
+        "it."
     )
     return parts
 
@@ -221,14 +216,11 @@ EXPERIMENT = Experiment(
     question="Does aggregate throughput rise as guests are added to the same memory, up to what limit, and why does it "
     "fall then?",
     method="Guests of one release that hold only their images' non-zero pages, each with a working set of 60 % of "
-    "them, "
-    "hardly more popular one than the other, and 400 operations a second, 30 % of them writes (fewer if it stands "
-    "still). "
-    "The engine is held to memory for 4.3 guests, as in the paper: what is above goes to a hard disk. All guests "
-    "are there "
-    "from the start, in memory that is taken away as the engine frees it; only the second half of the run counts. "
-    "Where what "
-    "the default policy keeps does not fit, pages in use have to go, too (policy aggressive).",
+    "them, hardly more popular one than the other, and 400 operations a second, 30 % of them writes (fewer if it "
+    "stands still). The engine is held to memory for 4.3 guests, as in the paper: what is above goes to a hard disk. "
+    "All guests are there from the start, in memory that is taken away as the engine frees it; only the second half "
+    "of the run counts. Where what the default policy keeps does not fit, pages in use have to go, too (policy "
+    "aggressive).",
     basis=Basis.VIRTUAL,
     plan=plan,
     conclude=conclude,

@@ -35,8 +35,6 @@ TO_REACH = (("identical", "sharing"), ("identical", "patching"), ("identical", "
 PHASES = ("allocate", "read", "write", "free")
 # The plateau: the highest saving that holds for so long.
 HOLDS_S = 3.0
-# What another technique than the fitting one may cost, in % of the memory.
-MOST_COST = 1.0
 
 
 def plan(setting: Setting) -> list[Step]:
@@ -132,12 +130,7 @@ def _table(cells: dict[str, dict[str, Result]], plateaus: dict[str, dict[str, fl
 
 def _targets(plateaus: dict[str, dict[str, float]]) -> list[Target]:
     targets = []
-    for kind, technique in (
-        ("identical", "sharing"),
-        ("identical", "patching"),
-        ("identical", "compression"),
-        ("similar", "patching"),
-    ):
+    for kind, technique in TO_REACH:
         if kind in plateaus:
             printed, found = paper.FIGURES_5_TO_7[kind][technique], plateaus[kind][technique]
             claim = f"{shown(kind)} pages, {technique} alone: at least the paper's {printed} %"
@@ -155,11 +148,10 @@ def _verdict(plateaus: dict[str, dict[str, float]]) -> list[str]:
 
     parts = [f"{shown(kind)} pages: {of(kind)}." for kind in plateaus]
     parts.append(
-        "Identical pages are saved by any technique, random ones by none, similar ones by patching alone: what each is "
-        "for. Reading costs sharing nothing and brings back whatever was patched or compressed; writing 16 "
-        "places breaks "
-        "sharing, and similar pages that were written are still similar. The paper compares techniques on pages made "
-        "for one of them; real pages are a mixture (see hypothesis)."
+        "Identical pages are saved by any technique, random ones by none, similar ones by patching alone: what each "
+        "is for. Reading costs sharing nothing and brings back whatever was patched or compressed; writing 16 places "
+        "breaks sharing, and similar pages that were written are still similar. The paper compares techniques on "
+        "pages made for one of them; real pages are a mixture (see hypothesis)."
     )
     return parts
 
@@ -199,12 +191,10 @@ def _draw_time(cells: dict[str, dict[str, Result]]) -> Figure:
 EXPERIMENT = Experiment(
     name="fig5_7",
     title="Figures 5 to 7: one technique at a time",
-    question="What does each technique save alone on identical, random and similar pages, and what happens when "
-    "they are "
-    "read, written and freed?",
-    method="The paper's generator: a guest allocates its whole memory, reads it, writes one byte at each of 16 "
-    "fixed offsets "
-    "of every page, frees it; phases 20 s apart with a visit a second, where the paper had 80 s and four.",
+    question="What does each technique save alone on identical, random and similar pages, and what happens when they "
+    "are read, written and freed?",
+    method="The paper's generator: a guest allocates its whole memory, reads it, writes one byte at each of 16 fixed "
+    "offsets of every page, frees it; phases 20 s apart with a visit a second, where the paper had 80 s and four.",
     basis=Basis.VIRTUAL,
     plan=plan,
     conclude=conclude,

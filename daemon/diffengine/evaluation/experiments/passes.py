@@ -121,9 +121,8 @@ PASSES_EXPERIMENT = Experiment(
     name="passes",
     title="Passes: sharing with a small table",
     question="What do five passes, or twenty, cost against one?",
-    method="Two guests that are alike, sharing alone. With n passes, each sweep indexes only pages whose digest "
-    "falls into "
-    "one of n intervals, and a sharing cycle takes n sweeps of at least 4 s.",
+    method="Two guests that are alike, sharing alone. With n passes, each sweep indexes only pages whose digest falls "
+    "into one of n intervals, and a sharing cycle takes n sweeps of at least 4 s.",
     basis=Basis.VIRTUAL,
     plan=plan_passes,
     conclude=lambda results: _conclude(
@@ -139,9 +138,8 @@ HEAP_EXPERIMENT = Experiment(
     name="heap",
     title="Table memory: passes follow from it",
     question="How does a limit on the sharing table's memory change what is shared, and when?",
-    method="The same guests; the table's memory is limited to a part of what one pass needs, and the engine makes "
-    "as many "
-    "passes as that makes necessary.",
+    method="The same guests; the table's memory is limited to a part of what one pass needs, and the engine makes as "
+    "many passes as that makes necessary.",
     basis=Basis.VIRTUAL,
     plan=plan_heap,
     conclude=lambda results: _conclude(

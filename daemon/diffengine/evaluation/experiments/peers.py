@@ -46,7 +46,6 @@ KSM_METADATA_BYTES = 64
 # An entry of zram's table.
 ZRAM_METADATA_BYTES = 16
 SCAN_S = 12.0
-MOST = 0.9
 # A frame has at most 256 sharers, so zero pages take a few frames where KSM's take none.
 ALL = 0.99
 XDELTA_PAIRS = {True: 60, False: 300}
@@ -94,7 +93,7 @@ def scan(paths: list[str], seed: int, wanted_bytes: int) -> dict[str, float]:
     found.check()
     allocated = found.allocated_bytes
     most: dict[str, float] = {"freed_bytes": 0.0}
-    for name, share in (("to_most", MOST), ("to_all", ALL)):
+    for name, share in (("to_most", ksm.MOST), ("to_all", ALL)):
         for sample in found.samples:
             if allocated - sample.guest_bytes >= share * wanted_bytes:
                 most[f"{name}_s"], most[f"{name}_cpu_s"] = sample.time_s, sample.engine.cpu_s
@@ -202,9 +201,8 @@ def conclude(results: Results) -> Outcome:
         pictures=[
             Picture(
                 "peers",
-                "Memory left of the same images by what the kernel has today, and by ours: everything that "
-                "each of them "
-                "takes, its own metadata included.",
+                "Memory left of the same images by what the kernel has today, and by ours: everything that each of "
+                "them takes, its own metadata included.",
                 partial(_draw, results),
             )
         ],
@@ -328,9 +326,9 @@ def _verdict(results: Results) -> list[str]:
         )
     if "KSM" in left:
         parts.append(
-            "KSM finds exactly the identical pages, and goes on scanning at the same price for ever; it "
-            "compresses nothing. "
-            f"It saves {1 - left['KSM'][0] / total:.0%} of this memory, ours {1 - left['ours'][0] / total:.0%}."
+            "KSM finds exactly the identical pages, and goes on scanning at the same price for ever; it compresses "
+            f"nothing. It saves {1 - left['KSM'][0] / total:.0%} of this memory, ours "
+            f"{1 - left['ours'][0] / total:.0%}."
         )
     parts += [f"Not measured: {text}." for text in results.get("encoders", {}).get("missing", ())]
     return parts
@@ -340,14 +338,10 @@ def _draw(results: Results) -> Figure:
     figure, (axis,) = drawing.figure(height=3.6)
     left = _left(results)
     sizes = [each[0] / MIB for each in left.values()]
-    places = np.arange(len(left))[::-1]
     colours = [drawing.BLUE if "ours" in name else drawing.GREY for name in left]
-    axis.barh(places, sizes, 0.7, color=colours)
     total = results["ours"]["pages"]["total"] * PAGE_BYTES / MIB
-    for place, size in zip(places, sizes, strict=True):
-        text = f"{size:,.1f} MiB ({size / total:.0%})"
-        axis.annotate(text, (size, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set_yticks(places, list(left))
+    texts = [f"{size:,.1f} MiB ({size / total:.0%})" for size in sizes]
+    drawing.horizontal_bars(axis, list(left), sizes, texts, colours)
     axis.set_xlim(0, max(sizes) * 1.25)
     drawing.titles(axis, f"Memory left of {total:,.0f} MiB", "MiB")
     return figure
@@ -356,16 +350,12 @@ def _draw(results: Results) -> Figure:
 EXPERIMENT = Experiment(
     name="peers",
     title="Today's peers",
-    question="How do the kernel's KSM and zram, xdelta3, zstd --patch-from and LZ4 with a dictionary compare on "
-    "the same "
-    "images, in the same run?",
+    question="How do the kernel's KSM and zram, xdelta3, zstd --patch-from and LZ4 with a dictionary compare on the "
+    "same images, in the same run?",
     method="KSM: anonymous memory filled with the images, ksmd at full speed until a scan merges nothing more; our "
-    "share of its "
-    "CPU time counts. Ours, sharing alone: the engine on the embedded machine in real time, no wait between "
-    "visits. zram: the "
-    "images written to a device of each codec that the kernel has. Other encoders: each page against the "
-    "reference that our "
-    "detector found. Ours: all pages cold.",
+    "share of its CPU time counts. Ours, sharing alone: the engine on the embedded machine in real time, no wait "
+    "between visits. zram: the images written to a device of each codec that the kernel has. Other encoders: each "
+    "page against the reference that our detector found. Ours: all pages cold.",
     basis=Basis.MEASURED,
     plan=plan,
     conclude=conclude,

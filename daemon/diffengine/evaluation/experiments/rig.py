@@ -23,13 +23,12 @@ from diffengine.evaluation.experiment import (
 )
 from diffengine.evaluation.setting import Setting
 
-# Where the rig's tests leave what they measured (tests/xen/README.md).
+# Where results of applications on the rig are looked for. Nothing in tests/xen writes them yet.
 RIG_RESULTS = Path("build/xen/share/results/applications.json")
 
 
 def read(path: str) -> Result:
-    """{"workloads": [{"name", "unit", "baseline", "with_engine", "saved"}]}. Raises UnavailableError if there "
-    "is none."""
+    """{"workloads": [{"name", "unit", "baseline", "with_engine", "saved"}]}, or UnavailableError if there is none."""
     try:
         untrusted_found: Any = json.loads(Path(path).read_text())
         workloads = [
@@ -92,9 +91,8 @@ def conclude(results: Results) -> Outcome:
         verdict=[
             f"The rig's worst overhead is {worst:.1f} % (the paper's: 13.2 %). The rig is an emulator: ratios "
             "count, seconds do not.",
-            "The table shows means of one application each. It shows neither spread nor the tail of response "
-            "times, nor what "
-            "overhead is while memory is short, nor another system's on the same work.",
+            "The paper's table shows means of one application each. It shows neither spread nor the tail of response "
+            "times, nor what overhead is while memory is short, nor another system's on the same work.",
         ],
     )
 
@@ -112,9 +110,8 @@ EXPERIMENT = Experiment(
     name="table3",
     title="Table 3: overhead of applications",
     question="How much slower are applications with the engine at work?",
-    method="Real guests on a real Xen in an emulator: the rig's own run, whose last result is read; it is not "
-    "started from "
-    "here.",
+    method="Real guests on a real Xen in an emulator: the rig's own run, whose last result is read; it is not started "
+    "from here.",
     basis=Basis.RIG,
     plan=plan,
     conclude=conclude,

@@ -62,9 +62,8 @@ def conclude(results: Results) -> Outcome:
         pictures=[
             Picture(
                 "scale",
-                "The engine's CPU time (by the model) as a share of one core, against the guests' memory, "
-                "their number and how much "
-                "they write.",
+                "The engine's CPU time (by the model) as a share of one core, against the guests' memory, their "
+                "number and how much they write.",
                 partial(_draw, results),
             )
         ],
@@ -134,24 +133,22 @@ def _verdict(results: Results) -> list[str]:
         first, last = list(memory.values())[0], list(memory.values())[-1]
         parts.append(
             f"Per page and sweep the engine takes {scan_us_per_page(first):.2f} µs with "
-            f"{first['allocated_bytes'] / MIB:,.0f} MiB and "
-            f"{scan_us_per_page(last):.2f} µs with {last['allocated_bytes'] / MIB:,.0f}: cost grows in "
-            "proportion to memory."
+            f"{first['allocated_bytes'] / MIB:,.0f} MiB and {scan_us_per_page(last):.2f} µs with "
+            f"{last['allocated_bytes'] / MIB:,.0f}."
         )
     dirty = _of(results, "dirty")
     if len(dirty) > 1:
         quiet, busy = list(dirty.items())[0], list(dirty.items())[-1]
         parts.append(
             f"Guests that write nothing cost {_share(quiet[1]):.2f} % of a core and are saved to "
-            f"{quiet[1]['saving']['end']:.0%}; with "
-            f"{busy[0]:,} writes a second each, {_share(busy[1]):.2f} % and {busy[1]['saving']['end']:.0%}."
+            f"{quiet[1]['saving']['end']:.0%}; with {busy[0]:,} writes a second each, {_share(busy[1]):.2f} % and "
+            f"{busy[1]['saving']['end']:.0%}."
         )
     fixed, slope = _fit(results)
     parts.append(
-        f"A straight line through the runs gives {slope:.1f} % of a core for each GiB in the first minutes, "
-        "when everything is encoded "
-        "for the first time. What larger hosts take is extrapolated: caches, memory bandwidth and more than "
-        "one socket are not in it."
+        f"A straight line through the runs gives {slope:.1f} % of a core for each GiB in the first minutes, when "
+        "everything is encoded for the first time. What larger hosts take is extrapolated: caches, memory bandwidth "
+        "and more than one socket are not in it."
     )
     return parts
 
@@ -171,8 +168,8 @@ EXPERIMENT = Experiment(
     title="Scale",
     question="How does cost grow with the guests' memory, their number, and how much they write?",
     method="Guests of one release, with a working set of a tenth and few operations: more memory (by more guests), "
-    "more domains, "
-    "or more writes. CPU time is that of the model, whose figures are measured ones; see docs/simulate.md.",
+    "more domains, or more writes. CPU time is that of the model, whose figures are measured ones; see "
+    "docs/simulate.md.",
     basis=Basis.VIRTUAL,
     plan=plan,
     conclude=conclude,

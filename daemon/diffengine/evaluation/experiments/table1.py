@@ -94,10 +94,9 @@ def conclude(results: Results) -> Outcome:
         pictures=[
             Picture(
                 "table1",
-                "Share of the guests' memory left after sharing, after patching in the paper's form, and with all that "
-                "we do; the paper's figures beside it. The paper's table counts no page tables and no indexes; "
-                "only the "
-                "last bar of ours does.",
+                "Share of the guests' memory left after sharing, after patching in the paper's form, and with all "
+                "that we do; the paper's figures beside it. The paper's table counts no page tables and no indexes; "
+                "only the last bar of ours does.",
                 partial(_draw, counts),
             )
         ],
@@ -118,13 +117,11 @@ def _verdict(counts: dict[str, dict[str, float]]) -> list[str]:
             f"{name}: sharing frees {after_sharing:.0%} of the memory (the paper: 50 %), and patching takes it to "
             f"{after_patching:.0%} (77 %). {count['zero'] / total:.0%} of all pages are zero (the paper: 38 %), and "
             f"{shared_share:.0%} of the others have a copy. The paper's detector finds a patch for "
-            f"{patched_share:.0%} of "
-            "what sharing leaves (the paper: 74 %)."
+            f"{patched_share:.0%} of what sharing leaves (the paper: 74 %)."
         )
     parts.append(
-        "The table shows that many pages that are not identical are similar, and what each step leaves. It "
-        "does not show "
-        "what compression alone would leave, nor what tables and indexes cost."
+        "The paper's table shows that many pages that are not identical are similar, and what each step leaves. It "
+        "does not show what compression alone would leave, nor what tables and indexes cost."
     )
     return parts
 

@@ -199,8 +199,7 @@ def conclude(results: Results) -> Outcome:
             Picture(
                 "table2",
                 "Microseconds per page (logarithmic): the operation alone, and with locks, hypercalls and, where a "
-                "guest waits, "
-                "its wake-up. Hollow marks: the paper's.",
+                "guest waits, its wake-up. Hollow marks: the paper's.",
                 partial(_draw, times),
             )
         ],
@@ -243,17 +242,12 @@ def _targets(times: dict[str, dict[str, float]]) -> list[Target]:
 
 def _verdict(times: dict[str, dict[str, float]]) -> list[str]:
     decompress, swap_in = _of(times, "decompress (LZ4)"), _of(times, "swap in")
-    parts = [
-        "Processors are some ten times faster than in 2008, and the codecs are others; disks have gained more than "
-        "a factor of a hundred."
-    ]
+    parts = []
     if decompress[0] is not None and decompress[1] is not None:
         parts.append(
             f"To decompress a page takes {decompress[0]:.1f} µs, but a guest that touches it waits "
-            f"{decompress[1]:.0f} µs: fault, "
-            "wake-up, a frame, the rebuilt page's check, wake-up. The paper's table has the first alone; the "
-            "second is what "
-            "an application feels, and the table does not show it."
+            f"{decompress[1]:.0f} µs: fault, wake-up, a frame, the rebuilt page's check, wake-up. The paper's table "
+            "has the first alone; the second is what an application feels, and the table does not show it."
         )
     if swap_in[1] is not None:
         parts.append(f"From swap it waits {swap_in[1]:.0f} µs here, from the disk that temporary files are on.")
@@ -284,11 +278,9 @@ EXPERIMENT = Experiment(
     question="How many microseconds does each operation take, by itself, and with locks, hypercalls and the "
     "guest's fault?",
     method="On pages of real images. Alone: the codec, on one thread. With all around it: the pager's call, which "
-    "takes its "
-    "locks, verifies, and calls the embedded machine (whose hypercalls cost other than Xen's); for what a guest "
-    "waits for, "
-    "one vCPU that touches such pages one after the other, wake-ups included. Swap is a real file, read past the "
-    "page cache.",
+    "takes its locks, verifies, and calls the embedded machine (whose hypercalls cost other than Xen's); for what a "
+    "guest waits for, one vCPU that touches such pages one after the other, wake-ups included. Swap is a real file, "
+    "read past the page cache.",
     basis=Basis.MEASURED,
     plan=plan,
     conclude=conclude,
