@@ -127,6 +127,32 @@ def test_figure_12_says_when_no_limit_was_found() -> None:
     assert "not found" in outcome.verdict[1]
 
 
+def test_guests_that_do_not_fit_are_not_served_best() -> None:
+    def run(done: int, used: float) -> Result:
+        return simulated([1 - used / 2] * 11, done, limit_bytes=50 * MIB)
+
+    fits = {"4": run(4000, 0.8), "5": run(5000, 0.9)}
+    outcome = fig12.conclude({**fits, "6": run(6000, 1.1)})
+    assert [(target.measured, target.met) for target in outcome.targets] == [
+        ("best with 5, of those that fit", False),
+        ("1.25 times", False),
+    ]
+    assert "serves 5 best" in outcome.verdict[0]
+    assert "6, guests together do 120% of that, in 110% of the memory" in outcome.verdict[1]
+    assert not any("limit the paper shows" in line for line in outcome.verdict)
+    draw(outcome)
+    none = fig12.conclude({"4": run(4000, 1.1), "6": run(6000, 1.2)})
+    assert [target.met for target in none.targets] == [False, False]
+    assert "None" in none.verdict[0]
+    draw(none)
+
+
+def test_figure_12_compares_with_four_guests_or_not_at_all() -> None:
+    results = {str(n): simulated([0.5] * 11, n * 1000, limit_bytes=50 * MIB) for n in (5, 6, 8)}
+    with pytest.raises(KeyError):
+        fig12.conclude(results)
+
+
 def test_swapping_is_judged_by_what_guests_wait() -> None:
     disks = {disk: simulated([0.4] * 5, domains=[{"stall_us_per_s": 250_000.0}]) for disk in swapping.DISKS}
     result = {"ours": simulated([0.5] * 5), "swapping": disks}
@@ -147,6 +173,15 @@ def test_passes_must_end_with_the_same_saving() -> None:
     del results["20"]
     assert passes.PASSES_EXPERIMENT.conclude(results).targets[0].met is True
     draw(outcome)
+
+
+@pytest.mark.parametrize("end", [-0.008, 0.0, 0.02])
+def test_nothing_saved_is_not_the_same_saving(end: float) -> None:
+    results = {name: simulated([0.0, end, end, end]) for name in ("1", "5", "20")}
+    for experiment in (passes.PASSES_EXPERIMENT, passes.HEAP_EXPERIMENT):
+        outcome = experiment.conclude(results)
+        assert outcome.targets[0].met is False
+        assert len(outcome.verdict) == len(results)
 
 
 def test_figure_8_relates_work_to_that_without_the_engine() -> None:
