@@ -57,7 +57,8 @@ struct plain {
     uint32_t gfns[];
 };
 
-/* Held for less than a microsecond, by every system call on a window. */
+/* Taken by every system call on a window, and let go by whoever maps or unmaps; held for longer only to say
+ * hello to the pager, and to attach. */
 static pthread_mutex_t lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct window **windows; /**< by address */
@@ -689,7 +690,8 @@ void windows_forget(struct window *taken_out)
 static bool is_due(const struct cluster *cluster, uint64_t now)
 {
     uint64_t idle_ms = (uint64_t)settings_get()->idle_ms << cluster->patience;
-    return cluster->mapped && !cluster->working && !cluster->calls && now - cluster->touched_ms >= idle_ms;
+    /* It may have been touched after `now` was taken. */
+    return cluster->mapped && !cluster->working && !cluster->calls && now >= cluster->touched_ms + idle_ms;
 }
 
 /* Clusters that follow one another; the lock is held, and is not in between. */

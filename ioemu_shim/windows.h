@@ -44,6 +44,7 @@ void windows_plain_made(struct plain *plain, void *address);
 
 /** Whether some of the range may be in a window. No lock; never wrongly no. */
 bool windows_near(const void *address, size_t bytes);
+/** Whether the address is in a window now; the lock is taken for it. */
 bool windows_covers(uintptr_t address);
 /** Somebody touches this address: give it its frame. @return false: it is in no window. */
 bool windows_touch(uintptr_t address);
@@ -58,6 +59,8 @@ bool windows_finish(const void *address, size_t bytes);
  * @return what windows_forget() wants, once that is done.
  */
 struct window *windows_take_out(uintptr_t from, size_t bytes);
+/** Drop the holds of windows that were taken out, and free them; NULL: none. Nothing of them is mapped any
+ * more: from now on their pages may be evicted. */
 void windows_forget(struct window *taken_out);
 /** The range was unmapped: plain mappings that are gone as a whole hold nothing any more. */
 void windows_forget_plain(uintptr_t from, size_t bytes);

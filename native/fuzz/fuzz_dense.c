@@ -7,6 +7,8 @@
  *
  * A window is one allocation, so edges inside it are poisoned: the wide copies' and the bit readers' bounds.
  */
+#include "input.h"
+
 #include <diffengine/dense.h>
 #include <diffengine/status.h>
 #include <sanitizer/asan_interface.h>
@@ -21,22 +23,11 @@ enum {
     SAVED_LENGTHS = SAVED_SEQUENCES + 420, /* 32 codes of 23 bytes */
 };
 
-struct input {
-    const uint8_t *bytes;
-    size_t count;
-};
-
 static struct de_dense_window *window;
 static struct de_dense_encoder *encoder;
 static struct de_dense_model *valid_model;
 static uint8_t valid_bytes[DE_DENSE_MODEL_MAX_BYTES];
 static size_t valid_count;
-
-static void require(int condition)
-{
-    if (!condition)
-        abort();
-}
 
 static void prepare(void)
 {
@@ -49,14 +40,6 @@ static void prepare(void)
     require(de_dense_encoder_create(&encoder) == DE_OK);
     require(de_dense_model_default(&valid_model) == DE_OK);
     valid_count = de_dense_model_save(valid_model, valid_bytes);
-}
-
-static uint32_t take(struct input *input, size_t bytes)
-{
-    uint32_t value = 0;
-    for (; bytes > 0 && input->count > 0; bytes--, input->count--)
-        value = value << 8 | *input->bytes++;
-    return value;
 }
 
 /** Bytes that repeat the input's, so that a short input fills a page. */

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "../simulation/scratch.h"
+#include "input.h"
 
 #include <diffengine/holds.h>
 #include <diffengine/status.h>
@@ -21,30 +22,9 @@
 #define COUNT_MASK 0x1fu
 #define LOCK_BIT 0x80u
 
-struct input {
-    const uint8_t *bytes;
-    size_t count;
-};
-
 static const struct de_uuid uuid = {{1, 2, 3}};
 static char path[64];
 static int directory = -1;
-
-static void require(int condition)
-{
-    if (!condition)
-        abort();
-}
-
-static uint32_t take(struct input *input, size_t bytes)
-{
-    uint32_t number = 0;
-    for (size_t i = 0; i < bytes && input->count; i++) {
-        number = number << 8 | *input->bytes++;
-        input->count--;
-    }
-    return number;
-}
 
 /* The hostile side: a mapping of its own. */
 struct device {
@@ -165,7 +145,6 @@ static void make_directory(void)
     require(directory >= 0 && atexit(remove_directory) == 0);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count);
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
     struct input input = {.bytes = bytes, .count = count};

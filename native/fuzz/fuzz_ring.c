@@ -6,30 +6,10 @@
  * unanswered, and no look takes more than one slot.
  */
 #include "../xen/ring.h"
+#include "input.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-struct input {
-    const uint8_t *bytes;
-    size_t count;
-};
-
-static void require(int condition)
-{
-    if (!condition)
-        abort();
-}
-
-static uint32_t take(struct input *input, size_t bytes)
-{
-    uint32_t number = 0;
-    for (size_t i = 0; i < bytes && input->count; i++) {
-        number = number << 8 | *input->bytes++;
-        input->count--;
-    }
-    return number;
-}
 
 static void scribble(struct input *input, uint8_t *page)
 {
@@ -96,7 +76,6 @@ static void step(struct input *input, struct xen_ring *ring, uint8_t *page)
     require(ring->taken - ring->answered <= DE_RING_SLOTS);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count);
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
     struct input input = {.bytes = bytes, .count = count};

@@ -256,10 +256,12 @@ uint32_t ring_take_all(struct de_machine *machine, struct channel *channel, uint
                        struct de_vm_event events[DE_RING_SLOTS]);
 /** The last @p count events taken are in the ring again, unannounced; none if it has not so many unanswered.
  */
-/** Whether ring_interrupt() was called for a wait that has not ended yet; that wait ends with this. */
-bool ring_interrupted(struct de_machine *machine, struct channel *channel);
 void ring_put_back(struct de_machine *machine, const struct channel *channel, uint16_t domain,
                    uint64_t count);
+/** End the wait that is under way on this channel, or else the next one. */
+void ring_interrupt(struct de_machine *machine, struct channel *channel);
+/** Whether ring_interrupt() was called for a wait that has not ended yet; that wait ends with this. */
+bool ring_interrupted(struct de_machine *machine, struct channel *channel);
 
 /* The same for who holds the lock. */
 void channel_put_back(struct de_machine *machine, const struct channel *channel, uint16_t domain,
@@ -267,8 +269,8 @@ void channel_put_back(struct de_machine *machine, const struct channel *channel,
 bool channel_ready(const struct channel *channel); /**< a wait would not wait */
 /** End a wait: the domains that have events, up to @p capacity; the rest is for the next one. */
 size_t channel_collect(struct channel *channel, uint16_t *domains, size_t capacity);
+/** As ring_take_all(). */
 uint32_t channel_take_all(struct de_machine *machine, const struct channel *channel, uint16_t domain,
                           struct de_vm_event events[DE_RING_SLOTS]);
-void ring_interrupt(struct de_machine *machine, struct channel *channel);
 
 #endif

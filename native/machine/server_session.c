@@ -73,8 +73,7 @@ static void workers_stop(struct session *session)
         while (worker->started) {
             static const struct timespec step = {.tv_nsec = CLOSE_STEP_NS};
             atomic_store(&worker->lane->state, LANE_CLOSED);
-            lane_wake(worker->lane, LANE_MACHINE);
-            lane_wake(worker->lane, LANE_CLIENT);
+            lane_wake(worker->lane, LANE_MACHINE | LANE_CLIENT);
             ring_interrupt(session->server->machine, &session->channel);
             session_kick(session);
             struct timespec deadline;

@@ -17,6 +17,8 @@ int bring_in_create(struct de_pager *pager, struct pager_domain *domain, struct 
 void bring_in_free(struct bring_in *bring_in);
 /** 0 or an errno value. */
 int bring_in_start(struct bring_in *bring_in);
+/** End its thread, if it has one, and wait for that; what is asked for then stays so until it is started
+ * again. */
 void bring_in_stop(struct bring_in *bring_in);
 /** Carry out what is asked for now, without a thread. @return how many requests were answered. */
 size_t bring_in_serve(struct bring_in *bring_in);

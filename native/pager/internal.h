@@ -213,7 +213,8 @@ enum loaded pager_load_swapped(struct de_pager *pager, struct pager_domain *doma
 void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn);
 
 /* takeover.c */
-/** Remove the files that are no domain's. */
+/** Remove the files that are no domain's; but the store domain's record, whose frames are still mapped:
+ * de_pager_leave(). */
 void pager_remove_state(struct de_pager *pager);
 
 /* serve.c */

@@ -279,6 +279,9 @@ static int serve(struct de_pager *pager, const char *directory)
     if (status != DE_OK) {
         fprintf(stderr, "diffengine-pager: %s: %s\n", directory,
                 status == DE_SYSTEM ? strerror(errno) : de_status_text(status));
+        de_device_models_free(models);
+        de_pager_stop(pager);
+        de_queue_serve_free(server);
         return EXIT_FAILURE;
     }
     puts("ready");

@@ -166,21 +166,27 @@ static size_t domain_bytes(const struct pager_domain *domain)
            (domain->swap_in ? sizeof *domain->swap_in + DE_REBUILD_MAX_SWAPPED * DE_PAGE_SIZE : 0);
 }
 
-/* A device model's requests, if there is one and requests are served at all. 0 or an errno value. */
-static int start_bringing_in(struct de_pager *pager, struct pager_domain *domain)
-{
-    if (!atomic_load(&domain->holds) || domain->bring_in)
-        return 0;
-    int status = bring_in_create(pager, domain, &domain->bring_in);
-    return status == DE_OK ? bring_in_start(domain->bring_in) : status == DE_SYSTEM ? errno : ENOMEM;
-}
-
 static void stop_bringing_in(struct pager_domain *domain)
 {
     if (domain->bring_in)
         bring_in_stop(domain->bring_in);
     bring_in_free(domain->bring_in);
     domain->bring_in = NULL;
+}
+
+/* A device model's requests, if there is one and requests are served at all. 0 or an errno value. */
+static int start_bringing_in(struct de_pager *pager, struct pager_domain *domain)
+{
+    if (!atomic_load(&domain->holds) || domain->bring_in)
+        return 0;
+    int status = bring_in_create(pager, domain, &domain->bring_in);
+    if (status != DE_OK)
+        return status == DE_SYSTEM ? errno : ENOMEM;
+    int error = bring_in_start(domain->bring_in);
+    /* Without a thread it must not look as if there were one: the next call is to try again. */
+    if (error)
+        stop_bringing_in(domain);
+    return error;
 }
 
 static void domain_free(struct pager_domain *domain)

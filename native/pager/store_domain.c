@@ -15,7 +15,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define RECORD_NAME "store-domain"
 #define RECORD_MAGIC 0x0a6d6f6472744500u /* "\0Etrdom\n" */
 #define CHUNK_GFNS (DE_STORE_CHUNK / DE_PAGE_SIZE)
 #define PREFIX_BYTES (sizeof DE_STORE_DOMAIN_PREFIX - 1)
@@ -281,7 +280,7 @@ static const struct de_store_memory_operations store_domain_operations = {
 /* @return DE_OK, DE_NOT_FOUND or DE_SYSTEM. */
 static int map_record(int directory, int flags, struct record **record)
 {
-    int fd = openat(directory, RECORD_NAME, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+    int fd = openat(directory, STORE_DOMAIN_NAME, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
     if (fd < 0)
         return errno == ENOENT ? DE_NOT_FOUND : DE_SYSTEM;
     int error = posix_fallocate(fd, 0, sizeof **record);
@@ -378,10 +377,10 @@ void store_domain_remove(const struct de_hypervisor *hypervisor, int directory)
             operations->destroy(hypervisor->context, domain);
         munmap(record, sizeof *record);
     }
-    unlinkat(directory, RECORD_NAME, 0);
+    unlinkat(directory, STORE_DOMAIN_NAME, 0);
 }
 
 bool store_domain_recorded(int directory)
 {
-    return faccessat(directory, RECORD_NAME, F_OK, 0) == 0;
+    return faccessat(directory, STORE_DOMAIN_NAME, F_OK, 0) == 0;
 }

@@ -14,6 +14,9 @@
 #include <diffengine/hypervisor.h>
 #include <diffengine/store_memory.h>
 
+/** Of the record, in the state directory. */
+#define STORE_DOMAIN_NAME "store-domain"
+
 /**
  * New memory, for which there is no domain yet. A record that is there is replaced, and its domain destroyed.
  * @return DE_OK, DE_INVALID (this hypervisor has no store domains), DE_NO_MEMORY or DE_SYSTEM (errno).

@@ -157,7 +157,8 @@ static int open_store(struct opening *opening)
 {
     char path[PATH_BYTES];
     bool in_domain = store_domain_recorded(opening->directory), needed = has_tables(opening);
-    snprintf(path, sizeof path, "%s/%s", opening->state->directory, in_domain ? "store-domain" : STORE_NAME);
+    snprintf(path, sizeof path, "%s/%s", opening->state->directory,
+             in_domain ? STORE_DOMAIN_NAME : STORE_NAME);
     int status =
         in_domain ? open_old_domain(opening, &opening->store) : open_old_file(opening, &opening->store);
     if (status == DE_OK && !needed && in_domain != opening->state->store_domain) {
@@ -168,7 +169,7 @@ static int open_store(struct opening *opening)
     if (status == DE_NOT_FOUND || (status == DE_CORRUPT && !needed)) {
         remove_store(opening->directory, opening->hypervisor);
         snprintf(path, sizeof path, "%s/%s", opening->state->directory,
-                 opening->state->store_domain ? "store-domain" : STORE_NAME);
+                 opening->state->store_domain ? STORE_DOMAIN_NAME : STORE_NAME);
         status = create_store(opening, path, &opening->store);
     }
     if (status == DE_OK)
@@ -487,7 +488,7 @@ void pager_remove_state(struct de_pager *pager)
 {
     if (!pager->owns_state)
         return;
-    remove_store(pager->directory, &pager->hypervisor);
+    unlinkat(pager->directory, STORE_NAME, 0);
     unlinkat(pager->directory, KEY_NAME, 0);
     unlinkat(pager->directory, LOCK_NAME, 0);
 }

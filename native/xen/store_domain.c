@@ -65,8 +65,10 @@ static int create(struct de_xen *xen, const struct de_uuid *uuid, uint64_t frame
     if (error)
         return error;
     error = XEN_CALL(xen, xc_set_paging_mempool_size, *domain, POOL_BYTES);
-    if (!error)
+    if (!error) {
+        xen->store_pool_bytes = POOL_BYTES;
         error = XEN_CALL(xen, xc_domain_setmaxmem, *domain, frames * (DE_PAGE_SIZE / 1024) + 1024);
+    }
     if (error)
         XEN_CALL(xen, xc_domain_destroy, *domain);
     return error;

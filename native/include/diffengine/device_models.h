@@ -44,6 +44,8 @@ struct de_device_models;
 
 /** Listen, on a thread of its own. @return DE_OK, DE_NO_MEMORY or DE_SYSTEM. */
 int de_device_models_create(const char *directory, struct de_pager *pager, struct de_device_models **models);
+/** End the thread and the connections; NULL: nothing. Device models that have their table keep it. Before the
+ * pager is freed, which the thread uses. */
 void de_device_models_free(struct de_device_models *models);
 /** Whether what came is a hello, whatever the version. @param untrusted Nothing of it has been looked at. */
 bool de_device_model_hello_check(const void *untrusted, size_t bytes, struct de_device_model_hello *hello);

@@ -89,13 +89,39 @@ static int mortal_paging_take_over(void *c, uint16_t domain, uint32_t *answered)
 MORTAL_STORE(create, (void *c, const struct de_uuid *uuid, uint64_t gfns, uint64_t frames, uint16_t *id),
              (c, uuid, gfns, frames, id))
 MORTAL_STORE(find, (void *c, const struct de_uuid *uuid, uint16_t *id), (c, uuid, id))
-MORTAL_STORE(destroy, (void *c, uint16_t id), (c, id))
 MORTAL_STORE(populate, (void *c, uint16_t id, uint32_t gfn), (c, id, gfn))
 MORTAL_STORE(depopulate, (void *c, uint16_t id, const uint32_t *gfns, size_t count), (c, id, gfns, count))
-MORTAL_STORE(map, (void *c, uint16_t id, uint32_t first, size_t count, uint8_t *address, bool *present),
-             (c, id, first, count, address, present))
 MORTAL_STORE(map_added, (void *c, uint16_t id, uint32_t gfn, uint8_t *address), (c, id, gfn, address))
-MORTAL_STORE(unmap, (void *c, uint8_t *address, size_t count), (c, address, count))
+
+/* Windows that the pager has open: its end closes them. */
+static unsigned windows;
+
+static int store_map(void *c, uint16_t id, uint32_t first, size_t count, uint8_t *address, bool *present)
+{
+    step();
+    int result = real.operations->store_domain->map(c, id, first, count, address, present);
+    windows += !result;
+    step();
+    return result;
+}
+
+static int store_unmap(void *c, uint8_t *address, size_t count)
+{
+    step();
+    int result = real.operations->store_domain->unmap(c, address, count);
+    windows -= !result;
+    step();
+    return result;
+}
+
+static int store_destroy(void *c, uint16_t id)
+{
+    step();
+    CHECK_EQ(windows, 0);
+    int result = real.operations->store_domain->destroy(c, id);
+    step();
+    return result;
+}
 
 static const struct de_store_domain_operations mortal_store = {
     .create = store_create,
@@ -169,6 +195,7 @@ static void open_pager(void)
     char error[200] = "";
     struct de_hypervisor hypervisor = {.operations = &mortal, .context = real.context};
     struct de_pager_state state = given_state();
+    windows = 0;
     int status = de_pager_open(&state, &hypervisor, &pager, error, sizeof error);
     if (status != DE_OK)
         fprintf(stderr, "%s\n", error);
