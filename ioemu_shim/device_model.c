@@ -9,7 +9,8 @@
  *
  * The guest's memory is all zero at first. It writes what the guest's memory must hold at the end to the file
  * EXPECTED, and prints what it did. MODE: `mixed` (the default); `sequential` and `random`, disk I/O alone,
- * for benchmarks; `lost-write`, which maps, writes, unmaps, and looks again.
+ * for benchmarks; `lost-write`, which maps, writes, unmaps, and looks again; `two-writes`, which stores to
+ * one page, has another read from the disk, and tells how far it is by the length of the file EXPECTED.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,8 +41,13 @@
 #define NEAR_SECTORS 512u
 #define NEAR_OPERATIONS 100u
 #define NS_PER_S 1000000000u
+/* `two-writes` */
+#define STORE_GFN 3u
+#define READ_GFN 100u
+#define STORED 0x53
+#define READ 0x52
 
-enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE };
+enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES };
 
 struct bucket {
     uint8_t *memory; /**< NULL: none */
@@ -357,6 +363,31 @@ static uint64_t lose_writes(void)
     return lost;
 }
 
+static void tell(int progress)
+{
+    if (write(progress, ".", 1) != 1)
+        fail("telling", 0);
+}
+
+static void write_two(const char *path)
+{
+    uint8_t content[PAGE_BYTES];
+    struct bucket bucket = {.memory = NULL};
+    int progress = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    memset(content, READ, sizeof content);
+    if (progress < 0 || pwrite(model.disk, content, sizeof content, 0) != (ssize_t)sizeof content)
+        fail(path, 0);
+    bucket_map(&bucket, 0);
+    tell(progress);
+    memset(bucket.memory + STORE_GFN * PAGE_BYTES, STORED, PAGE_BYTES);
+    tell(progress);
+    if (pread(model.disk, bucket.memory + READ_GFN * PAGE_BYTES, PAGE_BYTES, 0) != (ssize_t)PAGE_BYTES)
+        fail("disk read", READ_GFN);
+    tell(progress);
+    bucket_unmap(&bucket);
+    close(progress);
+}
+
 static void *thread_main(void *argument)
 {
     struct thread *thread = argument;
@@ -416,7 +447,7 @@ static uint64_t now_ns(clockid_t clock)
 
 static bool take_arguments(int argc, char **argv)
 {
-    static const char *const modes[] = {"mixed", "sequential", "random", "lost-write"};
+    static const char *const modes[] = {"mixed", "sequential", "random", "lost-write", "two-writes"};
     if (argc != 8 && argc != 9)
         return false;
     model.domain = (uint32_t)strtoul(argv[1], NULL, 10);
@@ -424,7 +455,7 @@ static bool take_arguments(int argc, char **argv)
     model.operations = strtoull(argv[3], NULL, 10);
     model.threads = (unsigned)strtoul(argv[4], NULL, 10);
     model.seed = strtoull(argv[5], NULL, 10);
-    while (argc == 9 && model.mode < LOST_WRITE && strcmp(modes[model.mode], argv[8]) != 0)
+    while (argc == 9 && model.mode < TWO_WRITES && strcmp(modes[model.mode], argv[8]) != 0)
         model.mode++;
     return model.gfns && model.threads && model.threads <= MAX_THREADS &&
            (argc == 8 || !strcmp(modes[model.mode], argv[8]));
@@ -434,7 +465,7 @@ int main(int argc, char **argv)
 {
     if (!take_arguments(argc, argv)) {
         fputs("Usage: device-model DOMAIN GFNS OPERATIONS THREADS SEED DISK EXPECTED "
-              "[mixed|sequential|random|lost-write]\n",
+              "[mixed|sequential|random|lost-write|two-writes]\n",
               stderr);
         return 2;
     }
@@ -451,11 +482,13 @@ int main(int argc, char **argv)
     uint64_t start_ns = now_ns(CLOCK_MONOTONIC), start_cpu_ns = now_ns(CLOCK_PROCESS_CPUTIME_ID), lost = 0;
     if (model.mode == LOST_WRITE)
         lost = lose_writes();
+    else if (model.mode == TWO_WRITES)
+        write_two(argv[7]);
     else
         run_threads();
     uint64_t run_ns = now_ns(CLOCK_MONOTONIC) - start_ns;
     uint64_t cpu_ns = now_ns(CLOCK_PROCESS_CPUTIME_ID) - start_cpu_ns;
-    if (model.mode != LOST_WRITE)
+    if (model.mode < LOST_WRITE)
         finish(argv[7]);
     printf("{\"operations\": %" PRIu64 ", \"verified_bytes\": %" PRIu64 ", \"maps\": %" PRIu64
            ", \"lost\": %" PRIu64 ", \"seconds\": %.6f, \"cpu_seconds\": %.6f}\n",

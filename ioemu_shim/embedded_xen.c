@@ -4,6 +4,8 @@
  * with the same errors, over a connection to diffengine-machine (DIFFENGINE_MACHINE). As with privcmd, a page
  * that was just mapped gives SIGBUS, and EFAULT in the kernel, until its frame is in place; and the machine
  * hears of every way in which a mapping ends (munmap, mmap or mremap over it).
+ *
+ * DIFFENGINE_MACHINE_REFUSALS: so many mappings over other memory fail at first, as a whole (tests).
  */
 #define _GNU_SOURCE
 #undef _FILE_OFFSET_BITS /* it renames functions that are defined here */
@@ -12,6 +14,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -38,6 +41,7 @@ static struct xenforeignmemory_handle handle = {.nothing = -1};
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct mapping mappings[SLOTS];
 static size_t mapping_count;
+static _Atomic(long) refusals;
 
 /* Straight to the kernel: for a sanitizer, what comes and goes here is not memory that threads share. */
 
@@ -172,7 +176,7 @@ void *mremap(void *from, size_t from_bytes, size_t bytes, int flags, ...)
 
 xenforeignmemory_handle *xenforeignmemory_open(struct xentoollog_logger *logger, unsigned flags)
 {
-    const char *machine = getenv("DIFFENGINE_MACHINE");
+    const char *machine = getenv("DIFFENGINE_MACHINE"), *refused = getenv("DIFFENGINE_MACHINE_REFUSALS");
     (void)logger;
     (void)flags;
     int error = -ENOENT;
@@ -181,6 +185,7 @@ xenforeignmemory_handle *xenforeignmemory_open(struct xentoollog_logger *logger,
         struct de_machine_client *client = NULL;
         error = handle.nothing < 0 ? -errno : de_client_connect(machine, DE_CLIENT_DEVICE_MODEL, &client);
         handle.client = client;
+        atomic_store(&refusals, refused ? atol(refused) : 0);
     }
     if (handle.client)
         return &handle;
@@ -201,7 +206,7 @@ static bool map_frames(struct de_machine_client *client, uint32_t domain, bool w
                        size_t count, uint8_t **frames, int32_t *errors)
 {
     int mapped = de_client_map(client, (uint16_t)domain, writable, gfns, count, frames, errors);
-    errno = -mapped;
+    errno = mapped == -ECONNRESET ? ESRCH : -mapped; /* without the machine there is no domain */
     for (size_t i = 0; mapped >= 0 && i < count; i++)
         while (errors[i] == -ENOENT &&
                de_client_map(client, (uint16_t)domain, writable, &gfns[i], 1, &frames[i], &errors[i]) >= 0 &&
@@ -227,6 +232,15 @@ static void place_frames(struct de_machine_client *client, uint8_t *address, int
     }
 }
 
+/* As privcmd does when dom0's own memory is short. */
+static bool refuses(int flags)
+{
+    if (!(flags & MAP_FIXED) || atomic_fetch_sub(&refusals, 1) <= 0)
+        return false;
+    errno = ENOMEM;
+    return true;
+}
+
 static void *map(struct xenforeignmemory_handle *xen, uint32_t domain, void *address, int protection,
                  int flags, size_t pages, const xen_pfn_t *arr, int *errors)
 {
@@ -239,9 +253,10 @@ static void *map(struct xenforeignmemory_handle *xen, uint32_t domain, void *add
         mapped =
             begin_mapping(address, pages * DE_PAGE_SIZE, protection, flags | MAP_SHARED, xen->nothing, 0);
         if (mapped != MAP_FAILED &&
-            !map_frames(xen->client, domain, protection & PROT_WRITE, gfns, pages, frames, errors)) {
+            (refuses(flags) ||
+             !map_frames(xen->client, domain, protection & PROT_WRITE, gfns, pages, frames, errors))) {
             int error = errno;
-            end_mapping(mapped, pages * DE_PAGE_SIZE);
+            munmap(mapped, pages * DE_PAGE_SIZE); /* as a caller: whoever stands in for it hears of it */
             errno = error;
             mapped = MAP_FAILED;
         }

@@ -86,12 +86,11 @@ int xenforeignmemory_unmap(xenforeignmemory_handle *xen, void *address, size_t p
     return result;
 }
 
-/* A library that could not map into a window gives the addresses back: somebody else could get them. */
+/* A library that could not map into a window gives the addresses back: somebody else could get them, and a
+ * touch meanwhile must be heard. */
 static int keep_reserved(void *address, size_t bytes)
 {
-    void *kept = next_functions()->mmap(address, bytes, PROT_NONE,
-                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-    return kept == MAP_FAILED ? -1 : 0;
+    return faults_empty(address, bytes, PROT_READ | PROT_WRITE) ? 0 : -1;
 }
 
 static int unmap(void *address, size_t bytes)

@@ -27,8 +27,9 @@
 #define LOOK_FOR_PAGER_MS 250u
 
 struct cluster {
-    uint64_t mapped; /**< a bit per page: it has its frame, or, if that can't be had, a page in its place */
-    uint64_t held;   /**< of those, whose gfn has a hold in the table */
+    uint64_t
+        mapped;    /**< a bit per page: it has its frame, or, if it is no guest memory, a page in its place */
+    uint64_t held; /**< of those, whose gfn has a hold in the table */
     uint64_t touched_ms, emptied_ms;
     uint32_t calls; /**< system calls under way that use it */
     uint8_t patience;
@@ -152,34 +153,78 @@ static void drop_holds(const uint32_t *gfns, uint64_t held)
 
 /* Mapping: the cluster is worked on, the lock not held. */
 
-static void put_page_in_place(void *address, size_t bytes, int protection)
+static void pause_before_retry(void)
 {
-    next_functions()->mmap(address, bytes, protection,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    nanosleep(&(struct timespec){.tv_nsec = NS_PER_MS}, NULL);
 }
 
-/* Map pages that follow one another. @return those that have no frame. */
-static uint64_t map_run(const struct window *window, size_t first, unsigned count)
+/* What a device model does with a page that the guest gave back, or after the domain's end, is lost with or
+ * without us; but it may not die of it. */
+static bool is_gone(int error)
+{
+    return error == -EINVAL || error == -ESRCH;
+}
+
+static void put_page_in_place(void *address, int protection)
+{
+    while (next_functions()->mmap(address, DE_PAGE_SIZE, protection,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+                                  0) == MAP_FAILED)
+        pause_before_retry();
+}
+
+/* What a mapping that failed left there is nobody's, and its touches are not heard. */
+static void put_empty_back(void *address, int protection)
+{
+    while (!faults_empty(address, DE_PAGE_SIZE, protection))
+        pause_before_retry();
+}
+
+/* @param[out] errors Per page, also if the call fails as a whole. */
+static void try_to_map(const struct window *window, size_t first, unsigned count, int *errors)
 {
     xen_pfn_t gfns[MAX_CLUSTER_PAGES];
-    int errors[MAX_CLUSTER_PAGES];
-    uint64_t failed = 0;
-    uint8_t *address = (uint8_t *)window->from + first * DE_PAGE_SIZE;
     for (unsigned i = 0; i < count; i++)
         gfns[i] = window->gfns[first + i];
     mapping_here = true;
-    void *mapped = next_functions()->map2(window->xen, window->domain, address, window->protection, MAP_FIXED,
-                                          count, gfns, errors);
+    void *mapped =
+        next_functions()->map2(window->xen, window->domain, (uint8_t *)window->from + first * DE_PAGE_SIZE,
+                               window->protection, MAP_FIXED, count, gfns, errors);
+    int error = errno;
     mapping_here = false;
+    for (unsigned i = 0; i < count && !mapped; i++)
+        errors[i] = error ? -error : -ENOMEM;
+}
+
+/*
+ * Map pages that follow one another. One that is guest memory and can't be mapped now is waited for: what is
+ * written to a page in its place would be lost. That is a shared one whose copy finds no frame (ENOMEM; Xen
+ * says EBUSY, get_page_from_l1e() in its arch/x86/mm.c), or dom0 has no memory for the call.
+ * @return those that are no guest memory, which have another page in their place.
+ */
+static uint64_t map_run(const struct window *window, size_t first, unsigned count)
+{
+    int errors[MAX_CLUSTER_PAGES];
+    uint64_t gone = 0;
+    uint8_t *address = (uint8_t *)window->from + first * DE_PAGE_SIZE;
+    try_to_map(window, first, count, errors);
+    for (unsigned i = 0; i < count; i++)
+        if (errors[i] && !is_gone(errors[i]))
+            put_empty_back(address + (size_t)i * DE_PAGE_SIZE, window->protection);
     for (unsigned i = 0; i < count; i++) {
-        if (mapped && !errors[i])
+        uint8_t *page = address + (size_t)i * DE_PAGE_SIZE;
+        while (errors[i] && !is_gone(errors[i])) {
+            pause_before_retry();
+            try_to_map(window, first + i, 1, &errors[i]);
+            if (errors[i] && !is_gone(errors[i]))
+                put_empty_back(page, window->protection);
+        }
+        if (!errors[i])
             continue;
-        /* What a device model does with a page that the guest gave back, or after the domain's end, is lost
-         * with or without us; but it may not die of it. */
-        put_page_in_place(address + (size_t)i * DE_PAGE_SIZE, DE_PAGE_SIZE, window->protection);
-        failed |= UINT64_C(1) << i;
+        put_page_in_place(page, window->protection);
+        gone |= UINT64_C(1) << i;
     }
-    return failed;
+    return gone;
 }
 
 static void forget_shares(const struct window *window, size_t first, uint64_t pages)

@@ -26,6 +26,12 @@
 #define IDLE_MS "20"
 #define BEFORE_IT_STARTS 40u /**< pages that are out then */
 #define NS_PER_S 1000000000u
+#define STARVED_MS 200u /**< how long a device model is seen to wait for a frame */
+/* What device_model.c writes as `two-writes`. */
+#define STORE_GFN 3u
+#define READ_GFN 100u
+#define STORED 0x53
+#define READ 0x52
 
 static const char *machine_program, *pager_program, *device_program, *shim;
 static char directory[64], state_directory[96], socket_path[96], disk_path[96], expected_path[96];
@@ -103,6 +109,8 @@ static pid_t launch_device_model(const char *operations, const char *mode, bool 
     setenv("DIFFENGINE_MACHINE", socket_path, 1);
     setenv("DIFFENGINE_STATE", state_directory, 1);
     setenv("DIFFENGINE_IOEMU_IDLE_MS", IDLE_MS, 0);
+    if (!strcmp(mode, "two-writes"))
+        setenv("DIFFENGINE_MACHINE_REFUSALS", "3", 1);
     if (by_signal) {
         setenv("DIFFENGINE_IOEMU_FAULTS", "signal", 1);
         /* It takes a fault's handler, which maps and locks, for one that may have interrupted anything. */
@@ -258,6 +266,78 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
     return status;
 }
 
+/* A domain that takes so many frames. */
+static uint16_t take_frames(uint64_t frames)
+{
+    uint16_t taker;
+    CHECK_EQ(de_client_domain_create(machine, (uint32_t)frames, &taker), 0);
+    CHECK_EQ(de_client_populate(machine, taker, NULL, NULL, frames, NULL), frames);
+    return taker;
+}
+
+static void share(uint32_t source, uint32_t client)
+{
+    struct de_queue *area = de_queue_area(queue);
+    area->domains[0] = area->client_domains[0] = domain;
+    area->gfns[0] = source;
+    area->client_gfns[0] = client;
+    CHECK_EQ(de_queue_call(queue, DE_COMMAND_SHARE, 1), DE_OK);
+    CHECK_EQ(area->results[0], DE_PROPOSAL_DONE);
+}
+
+/* The device model is there, and stays there. */
+static void check_waits_at(pid_t device, off_t step)
+{
+    struct stat progress;
+    while (stat(expected_path, &progress) || progress.st_size < step) {
+        CHECK_EQ(waitpid(device, NULL, WNOHANG), 0);
+        usleep(1000);
+    }
+    for (unsigned i = 0; i < STARVED_MS; i++) {
+        CHECK_EQ(stat(expected_path, &progress), 0);
+        CHECK_EQ(progress.st_size, step);
+        usleep(1000);
+    }
+}
+
+static void check_guest_page(struct de_client_vcpu *vcpu, uint32_t gfn, int content)
+{
+    uint8_t expected[DE_PAGE_SIZE], found[DE_PAGE_SIZE];
+    memset(expected, content, sizeof expected);
+    CHECK_EQ(de_client_guest_read(vcpu, gfn, 0, found, DE_PAGE_SIZE), 0);
+    CHECK(memcmp(found, expected, DE_PAGE_SIZE) == 0);
+}
+
+/* A device writes to shared pages when no frame is free for their copies: it waits for one, and nothing is
+ * lost; nor when the first mappings fail as a whole. */
+static void test_no_frame(bool by_signal)
+{
+    struct de_machine_accounting accounting;
+    struct de_client_vcpu *vcpu;
+    int status;
+    start();
+    de_queue_area(queue)->domains[0] = domain;
+    CHECK_EQ(de_queue_call(queue, DE_COMMAND_DEVICE_MODEL, 1), DE_OK);
+    share(0, STORE_GFN);
+    share(0, READ_GFN);
+    CHECK_EQ(de_client_account(machine, &accounting), 0);
+    uint16_t many = take_frames(accounting.free - 1), one = take_frames(1);
+    pid_t device = launch_device_model("0", "two-writes", by_signal);
+    check_waits_at(device, 1);
+    CHECK_EQ(de_client_domain_destroy(machine, one), 0);
+    check_waits_at(device, 2);
+    CHECK_EQ(de_client_domain_destroy(machine, many), 0);
+    CHECK_EQ(waitpid(device, &status, 0), device);
+    CHECK(WIFEXITED(status) && !WEXITSTATUS(status));
+    CHECK_EQ(de_client_vcpu_create(machine, domain, &vcpu), 0);
+    check_guest_page(vcpu, 0, 0);
+    check_guest_page(vcpu, STORE_GFN, STORED);
+    check_guest_page(vcpu, READ_GFN, READ);
+    de_client_vcpu_free(vcpu);
+    finish();
+    printf("no frame free, %s: the device model waited for one\n", by_signal ? "SIGSEGV" : "userfaultfd");
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc >= 5);
@@ -275,7 +355,9 @@ int main(int argc, char **argv)
     if (has_userfaultfd()) {
         CHECK_EQ(run("3000", 2, "mixed", false), 0);
         CHECK_EQ(run("60", 0, "lost-write", false), 0);
+        test_no_frame(false);
     }
+    test_no_frame(true);
     CHECK_EQ(run("1000", 1, "mixed", true), 0);
     return 0;
 }
