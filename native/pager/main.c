@@ -28,6 +28,7 @@
 
 #define PUBLISH_MS 100u
 #define MAX_MIB (16u << 20)
+#define PRIORITY (-10)
 
 static const char usage[] =
     "Usage: diffengine-pager --state DIR (--xen | --machine SOCKET) [--store-mib N] [--store-domain]\n"
@@ -215,6 +216,8 @@ static void settle_in(unsigned long parent)
     setrlimit(RLIMIT_CORE, &no_core);
     if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
         fprintf(stderr, "diffengine-pager: memory is not locked: %s\n", strerror(errno));
+    // Guests wait for it: it goes before what else runs here. Without the privilege it does not, and that is no failure.
+    setpriority(PRIO_PROCESS, 0, PRIORITY);
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd >= 0 && write(fd, "-1000", 5) != 5)
         fprintf(stderr, "diffengine-pager: not protected when memory is short: %s\n", strerror(errno));

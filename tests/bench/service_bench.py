@@ -74,7 +74,8 @@ class Daemon:
         config.write_text(SETTINGS.format(interval_s=interval_s))
         words = ["daemon", "--machine", processes.machine, "--state", processes.state]
         words += ["--config", config, "--socket", self.socket]
-        self._words = [*map(str, COMMAND), *map(str, words)]
+        # As diffengine.service has it.
+        self._words = ["nice", "-n", "15", *map(str, COMMAND), *map(str, words)]
         self.start()
 
     def start(self) -> None:
