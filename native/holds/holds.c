@@ -2,11 +2,12 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "../core/futex.h"
+
 #include <diffengine/holds.h>
 #include <diffengine/status.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -16,7 +17,6 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -310,11 +310,6 @@ void de_holds_note(struct de_holds *holds, uint32_t gfn, enum de_holds_hint hint
         atomic_fetch_and(&holds->pages[gfn], (uint8_t)~hint);
 }
 
-static long futex(_Atomic(uint32_t) *word, int operation, uint32_t value, const struct timespec *timeout)
-{
-    return syscall(SYS_futex, word, operation, value, timeout, NULL, 0);
-}
-
 uint32_t de_holds_asked(const struct de_holds *holds)
 {
     return atomic_load(&holds->header->asked);
@@ -323,15 +318,14 @@ uint32_t de_holds_asked(const struct de_holds *holds)
 void de_holds_await(struct de_holds *holds, uint32_t asked)
 {
     /* A table without memory can't be slept on. */
-    if (futex(&holds->header->asked, FUTEX_WAIT, asked, &(struct timespec){.tv_sec = AWAIT_S}) &&
-        errno == EFAULT)
+    if (futex_wait(&holds->header->asked, asked, &(struct timespec){.tv_sec = AWAIT_S}) && errno == EFAULT)
         nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);
 }
 
 void de_holds_interrupt(struct de_holds *holds)
 {
     atomic_fetch_add(&holds->header->asked, 1);
-    futex(&holds->header->asked, FUTEX_WAKE, INT32_MAX, NULL);
+    futex_wake(&holds->header->asked);
 }
 
 bool de_holds_request(struct de_holds *holds, uint32_t slot, uint32_t *gfn)
@@ -354,7 +348,7 @@ void de_holds_answer(struct de_holds *holds, uint32_t slot, int status)
     uint32_t asked = REQUEST_ASKED;
     atomic_compare_exchange_strong(&request->state, &asked,
                                    REQUEST_DONE | (uint32_t)(uint8_t)status << STATUS_SHIFT);
-    futex(&request->state, FUTEX_WAKE, INT32_MAX, NULL);
+    futex_wake(&request->state);
 }
 
 /* The pager looks whether somebody has the lock by having it itself for a moment: one refusal says little. */
@@ -473,7 +467,7 @@ static bool await_request(struct request *request, int64_t deadline_ns)
         if (left_ns <= 0)
             break;
         struct timespec timeout = {.tv_sec = left_ns / NS_PER_S, .tv_nsec = left_ns % NS_PER_S};
-        futex(&request->state, FUTEX_WAIT, state, &timeout);
+        futex_wait(&request->state, state, &timeout);
     }
     bool answered = (state & REQUEST_STATE) == REQUEST_DONE;
     atomic_store(&request->state, REQUEST_FREE);

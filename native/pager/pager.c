@@ -376,6 +376,7 @@ static int disable(struct de_pager *pager, struct pager_domain *domain)
 
 int de_pager_remove_domain(struct de_pager *pager, uint16_t id)
 {
+    struct de_uuid uuid;
     pthread_mutex_lock(&pager->proposals);
     int status = DE_NOT_FOUND;
     struct pager_domain *domain = pager_domain_get(pager, id);
@@ -385,6 +386,9 @@ int de_pager_remove_domain(struct de_pager *pager, uint16_t id)
         if (status == DE_OK)
             domain_forget(pager, domain);
     }
+    /* That it was released matters as long as it lives. */
+    if (HYPERCALL(pager, domain_uuid, id, &uuid) == -ESRCH)
+        released_remove(pager->directory, id);
     pthread_mutex_unlock(&pager->proposals);
     return status;
 }

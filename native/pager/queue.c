@@ -3,20 +3,20 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "../core/futex.h"
+
 #include <diffengine/pager_queue.h>
 #include <diffengine/rebuild.h>
 #include <diffengine/status.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -71,7 +71,7 @@ static void open_queue(struct de_queue *queue)
     queue->session++;
     queue->magic = DE_QUEUE_MAGIC_LOW;
     __atomic_store_n(&queue->state, DE_QUEUE_IDLE, __ATOMIC_SEQ_CST);
-    syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    futex_wake(&queue->state);
 }
 
 int de_queue_serve_create(const char *directory, struct de_pager *pager, struct de_queue_server **result)
@@ -341,7 +341,7 @@ static void serve_queue(struct de_queue_server *server, struct de_queue *queue,
     queue->status = status;
     de_queue_publish(server); /* who has the answer finds what the command did counted */
     __atomic_store_n(&queue->state, DE_QUEUE_DONE, __ATOMIC_SEQ_CST);
-    syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    futex_wake(&queue->state);
 }
 
 void de_queue_serve(struct de_queue_server *server, unsigned timeout_ms)
@@ -350,7 +350,7 @@ void de_queue_serve(struct de_queue_server *server, unsigned timeout_ms)
     uint32_t seen = __atomic_load_n(&queue->state, __ATOMIC_SEQ_CST);
     if (seen != DE_QUEUE_SUBMITTED) {
         struct timespec timeout = {.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * NS_PER_MS};
-        syscall(SYS_futex, &queue->state, FUTEX_WAIT, seen, &timeout, NULL, 0);
+        futex_wait(&queue->state, seen, &timeout);
     }
     serve_queue(server, queue, copy_and_carry_out);
     serve_queue(server, server->control, carry_out_control);

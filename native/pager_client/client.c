@@ -3,6 +3,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "../core/futex.h"
 #include "../pager/internal.h"
 
 #include <diffengine/pager_queue.h>
@@ -10,14 +11,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -141,7 +140,7 @@ static bool wait_for(const struct de_queue_client *client, uint32_t one, uint32_
             return de_queue_alive(client);
         if (!de_queue_alive(client))
             return false;
-        syscall(SYS_futex, &client->queue->state, FUTEX_WAIT, state, &timeout, NULL, 0);
+        futex_wait(&client->queue->state, state, &timeout);
     }
 }
 
@@ -154,7 +153,7 @@ int de_queue_call(struct de_queue_client *client, uint32_t command, uint32_t cou
     queue->command = command;
     queue->count = count;
     __atomic_store_n(&queue->state, DE_QUEUE_SUBMITTED, __ATOMIC_SEQ_CST);
-    syscall(SYS_futex, &queue->state, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    futex_wake(&queue->state);
     /* IDLE: a new pager, that never saw the command. */
     if (!wait_for(client, DE_QUEUE_DONE, DE_QUEUE_IDLE))
         return DE_NOT_FOUND;

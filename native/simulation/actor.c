@@ -87,14 +87,14 @@ void actors_create(struct world *world)
     for (uint32_t place = 0; place < world->options.domains; place++) {
         for (uint32_t vcpu = 0; vcpu < world->options.vcpus; vcpu++) {
             struct actor *actor = &world->guests[place * DE_SIMULATION_MAX_VCPUS + vcpu];
-            *actor = actor_create(world, number++, DE_SIMULATE_READ, DE_SIMULATE_OBTAIN);
+            *actor = actor_create(world, number++, DE_SIMULATE_READ, DE_SIMULATE_HYPERCALL);
             actor->guest = true;
             actor->place = (uint8_t)place;
             actor->vcpu = (uint8_t)vcpu;
         }
     }
-    world->daemon = actor_create(world, number++, DE_SIMULATE_WATCH, DE_SIMULATE_SWAP_OUT);
-    world->host = actor_create(world, number++, DE_SIMULATE_HOLD, DE_SIMULATE_DEVICE_WRITE);
-    world->operator= actor_create(world, number++, DE_SIMULATE_HOG, DE_SIMULATE_CRASH);
+    world->daemon = actor_create(world, number++, DE_SIMULATE_WATCH, DE_SIMULATE_RELEASE_DOMAIN);
+    world->host = actor_create(world, number++, DE_SIMULATE_HOLD, DE_SIMULATE_NOMINATE);
+    world->operator= actor_create(world, number++, DE_SIMULATE_HOG, DE_SIMULATE_CLAIM);
     world->disturbance.state = simulation_mix(world->options.seed ^ simulation_mix(number));
 }

@@ -25,15 +25,27 @@ static bool read_object(const struct world *world, uint32_t id, struct de_object
     return !(entry & DE_ENTRY_ABSENT) && de_store_read_at(world->store, de_entry_place(entry), id, object);
 }
 
+/* Whose page is in memory must not wait for the disk because of a reference. */
+static void check_reference(struct world *world, uint32_t id, uint32_t reference)
+{
+    struct de_object object;
+    if (read_object(world, reference, &object) && object.encoding == DE_ENCODING_SWAPPED)
+        WORLD_FAIL(world, "object %u is in memory, and object %u, which it needs, is in swap", id, reference);
+}
+
 static void count_references(struct world *world, uint32_t *named, uint32_t ids)
 {
     for (uint32_t id = 0; id < ids; id++) {
         struct de_object object;
         if (!read_object(world, id, &object))
             continue;
-        for (uint32_t i = 0; i < object.reference_count; i++)
-            if (object.references[i] < ids)
-                named[object.references[i]]++;
+        for (uint32_t i = 0; i < object.reference_count; i++) {
+            if (object.references[i] >= ids)
+                continue;
+            named[object.references[i]]++;
+            if (object.encoding != DE_ENCODING_SWAPPED)
+                check_reference(world, id, object.references[i]);
+        }
     }
 }
 

@@ -13,6 +13,8 @@
 /** It rests after about so many steps, up to so long. */
 #define BUSY_STEPS 4u
 #define REST_NS 20000u
+/** A released domain is taken back after about so many. */
+#define RELEASED_STEPS 64u
 
 struct batch {
     size_t count;
@@ -231,6 +233,27 @@ static void swap_out(struct world *world, struct place *place, const struct de_s
     count_results(world, &batch);
 }
 
+/* `diffengine release`. Nothing of a released domain is out, whoever else does what. */
+static void release(struct world *world, struct place *place)
+{
+    uint32_t tenancy = place->tenancy;
+    place->paging = RELEASING;
+    int status = de_pager_release(world->pager, place->id);
+    if (place->tenancy != tenancy || place->leaving)
+        return;
+    place->paging = status == DE_OK ? RELEASED : PAGED;
+    if (status != DE_OK)
+        return;
+    place->known = false;
+    place->tables++;
+    world->result.domains_released++;
+    struct de_domain_accounting accounting;
+    int error = de_machine_domain_account(world->machine, place->id, &accounting);
+    if (!error && place->tenancy == tenancy && (accounting.paged || accounting.nominated))
+        WORLD_FAIL(world, "domain %u was released, but %llu pages are out and %llu nominated", place->id,
+                   (unsigned long long)accounting.paged, (unsigned long long)accounting.nominated);
+}
+
 static void propose(struct world *world, const struct de_simulation_step *step)
 {
     struct place *place = &world->places[step->domain % world->options.domains];
@@ -259,6 +282,10 @@ static void propose(struct world *world, const struct de_simulation_step *step)
     case DE_SIMULATE_SWAP_OUT:
         swap_out(world, place, step);
         break;
+    case DE_SIMULATE_RELEASE_DOMAIN:
+        if (place->id && place->known && !place->leaving && place->request == REQUEST_NONE)
+            release(world, place);
+        break;
     default:
         break;
     }
@@ -281,6 +308,18 @@ static void serve_request(struct world *world, struct place *place)
     place->request = REQUEST_NONE;
 }
 
+/* As long as it is released it is not to be paged, also if somebody tries. */
+static void leave_alone(struct world *world, struct place *place)
+{
+    uint32_t tenancy = place->tenancy;
+    uint32_t drawn = random_below(&world->daemon.random, RELEASED_STEPS);
+    if (drawn == 0 && de_pager_take_back(world->pager, place->id) == DE_OK && place->tenancy == tenancy)
+        place->paging = PAGED;
+    if (drawn == 1 && de_pager_add_domain(world->pager, place->id, world->options.gfns) == DE_OK &&
+        place->tenancy == tenancy && !place->leaving)
+        WORLD_FAIL(world, "domain %u was released, and is paged again", place->id);
+}
+
 /* A successor knows those already that were added before its predecessor died. */
 static void add(struct world *world, struct place *place)
 {
@@ -294,14 +333,24 @@ static void add(struct world *world, struct place *place)
     place->known = place->tenancy == tenancy && !place->leaving;
 }
 
+static void tend_to(struct world *world, struct place *place)
+{
+    if (place->paging == RELEASING)
+        release(world, place);
+    else if (place->paging == RELEASED)
+        leave_alone(world, place);
+    else if (!place->known)
+        add(world, place);
+}
+
 static void tend(struct world *world)
 {
     for (uint32_t i = 0; i < world->options.domains; i++) {
         struct place *place = &world->places[i];
         if (place->request != REQUEST_NONE)
             serve_request(world, place);
-        else if (place->id && !place->known && !place->leaving)
-            add(world, place);
+        else if (place->id && !place->leaving)
+            tend_to(world, place);
     }
 }
 
@@ -321,6 +370,9 @@ static void relieve(struct world *world)
         .gfn = (uint16_t)random_below(&world->daemon.random, world->options.gfns),
         .argument = (uint32_t)random_next(&world->daemon.random),
     };
+    /* A page that is shared with nobody, or was once, can't be evicted. */
+    struct place *place = &world->places[step.domain];
+    unshare(world, place, &step);
     propose(world, &step);
 }
 
@@ -333,12 +385,14 @@ static void start(struct world *world)
     int status;
     do
         status = de_pager_open(files_state(world), &hypervisor, &world->pager, error, sizeof error);
-    while (status == DE_NO_MEMORY);
+    while (status == DE_NO_MEMORY || (status == DE_FULL && world->options.store_domain));
     if (status != DE_OK)
         WORLD_FAIL(world, "the pager does not start: %.200s", error);
     world->store = de_pager_store(world->pager);
     if (de_pager_start(world->pager) != DE_OK)
         WORLD_FAIL(world, "the pager's threads do not start");
+    while (de_pager_serve_requests(world->pager) != DE_OK)
+        ; /* an allocation failed */
     world->pager_ready = true;
 }
 
@@ -356,6 +410,13 @@ void daemon_add_statistics(struct world *world)
     world->result.bad_events += statistics.bad_events;
     world->result.swap_outs += statistics.swap_outs;
     world->result.swap_ins += statistics.swap_ins;
+    if (world->options.store_domain && world->store) {
+        struct de_store_statistics store;
+        de_store_statistics(world->store, &store);
+        uint64_t frames = store.populated_bytes / DE_PAGE_SIZE;
+        if (frames > world->result.store_frames)
+            world->result.store_frames = frames;
+    }
 }
 
 static void stop(struct world *world)

@@ -261,8 +261,96 @@ static uint64_t now_ns(void *context)
     return scheduler_now(world->scheduler);
 }
 
+#define STORE(world, result, operation, ...)                                                                 \
+    do {                                                                                                     \
+        scheduler_enter_hypercall((world)->scheduler);                                                       \
+        result = (world)->hypervisor.operations->store_domain->operation((world)->hypervisor.context,        \
+                                                                         ##__VA_ARGS__);                     \
+        scheduler_leave_hypercall((world)->scheduler);                                                       \
+    } while (0)
+
+static int store_create(void *context, const struct de_uuid *uuid, uint64_t gfns, uint64_t frames,
+                        uint16_t *domain)
+{
+    struct world *world = context;
+    int error;
+    STORE(world, error, create, uuid, gfns, frames, domain);
+    return error;
+}
+
+static int store_find(void *context, const struct de_uuid *uuid, uint16_t *domain)
+{
+    struct world *world = context;
+    int error;
+    STORE(world, error, find, uuid, domain);
+    return error;
+}
+
+static int store_destroy(void *context, uint16_t domain)
+{
+    struct world *world = context;
+    int error;
+    STORE(world, error, destroy, domain);
+    return error;
+}
+
+static int store_populate(void *context, uint16_t domain, uint32_t gfn)
+{
+    struct world *world = context;
+    int error;
+    if (chance(world, world->options.refusals))
+        return -ENOMEM;
+    STORE(world, error, populate, domain, gfn);
+    return error;
+}
+
+static int store_depopulate(void *context, uint16_t domain, const uint32_t *gfns, size_t count)
+{
+    struct world *world = context;
+    int error;
+    STORE(world, error, depopulate, domain, gfns, count);
+    return error;
+}
+
+static int store_map(void *context, uint16_t domain, uint32_t first, size_t count, uint8_t *address,
+                     bool *present)
+{
+    struct world *world = context;
+    int error;
+    STORE(world, error, map, domain, first, count, address, present);
+    return error;
+}
+
+static int store_map_added(void *context, uint16_t domain, uint32_t gfn, uint8_t *address)
+{
+    struct world *world = context;
+    int error;
+    if (chance(world, world->options.refusals))
+        return -ENOMEM;
+    STORE(world, error, map_added, domain, gfn, address);
+    return error;
+}
+
+static int store_unmap(void *context, uint8_t *address, size_t count)
+{
+    struct world *world = context;
+    int error;
+    STORE(world, error, unmap, address, count);
+    return error;
+}
+
 void disturbed_create(struct world *world)
 {
+    world->store_operations = (struct de_store_domain_operations){
+        .create = store_create,
+        .find = store_find,
+        .destroy = store_destroy,
+        .populate = store_populate,
+        .depopulate = store_depopulate,
+        .map = store_map,
+        .map_added = store_map_added,
+        .unmap = store_unmap,
+    };
     world->hypervisor = de_machine_hypervisor(world->machine);
     world->pager_operations = (struct de_hypervisor_operations){
         .domain_uuid = domain_uuid,
@@ -285,5 +373,6 @@ void disturbed_create(struct world *world)
         .unpause = unpause,
         .yield = yield,
         .now_ns = now_ns,
+        .store_domain = &world->store_operations,
     };
 }

@@ -72,6 +72,7 @@ int files_create(struct world *world)
     files->state = (struct de_pager_state){
         .directory = files->directory,
         .store_bytes = world->options.store_mib * MIB,
+        .store_domain = world->options.store_domain,
         .swap_path = world->options.swap_slots ? files->swap : NULL,
         .swap_bytes = (uint64_t)world->options.swap_slots * DE_PAGE_SIZE,
         .swap_disk = &files->disk,

@@ -7,6 +7,8 @@
 
 /** A guest rests up to so long after each operation: else the others would not get to do anything to it. */
 #define REST_NS 8000u
+/** How often an operating system makes a hypercall again that found its argument out. */
+#define HYPERCALL_TRIES 8u
 
 static int do_read(struct place *place, struct de_vcpu *vcpu, uint32_t gfn)
 {
@@ -79,6 +81,44 @@ static int do_obtain(struct place *place, struct de_vcpu *vcpu, uint32_t gfn)
     return error == -EEXIST || error == -ENOMEM ? 0 : error;
 }
 
+static int try_hypercall(struct place *place, struct de_vcpu *vcpu, uint32_t gfn, uint32_t offset,
+                         uint8_t *bytes, uint32_t length, bool to_guest)
+{
+    int error = -EFAULT;
+    for (unsigned tries = 0; error == -EFAULT && tries < HYPERCALL_TRIES; tries++) {
+        place->world->result.hypercalls_again += tries > 0;
+        error = de_machine_guest_hypercall(vcpu, gfn, offset, bytes, length, to_guest);
+    }
+    place->world->result.hypercalls += error == 0;
+    if (!error && !place->pages[gfn].present)
+        WORLD_FAIL(place->world, "a hypercall copied gfn %#x of domain %u, and it is a hole", gfn, place->id);
+    return error;
+}
+
+static int do_hypercall(struct place *place, struct de_vcpu *vcpu, uint32_t gfn,
+                        const struct de_simulation_step *step)
+{
+    bool to_guest = step->argument % 2;
+    struct page_model *page = to_guest ? page_write_begin(place, gfn) : page_read_begin(place, gfn);
+    if (!page)
+        return 0;
+    uint8_t bytes[DE_PAGE_SIZE];
+    uint32_t offset = 0;
+    uint32_t length = to_guest ? write_bytes(step->argument, &offset, bytes) : DE_PAGE_SIZE;
+    int error = try_hypercall(place, vcpu, gfn, offset, bytes, length, to_guest);
+    if (!error && to_guest) {
+        memcpy(page->bytes + offset, bytes, length);
+        page->content = CONTENT_OTHER;
+    } else if (!error) {
+        page_check(place, gfn, bytes, "a hypercall");
+    }
+    if (to_guest)
+        page->exclusive = false;
+    else
+        page->readers--;
+    return error == -EFAULT ? 0 : error;
+}
+
 static int do_step(struct place *place, struct de_vcpu *vcpu, const struct de_simulation_step *step)
 {
     uint32_t gfn = step->gfn % place->world->options.gfns;
@@ -92,6 +132,8 @@ static int do_step(struct place *place, struct de_vcpu *vcpu, const struct de_si
         return do_release(place, vcpu, gfn);
     case DE_SIMULATE_OBTAIN:
         return do_obtain(place, vcpu, gfn);
+    case DE_SIMULATE_HYPERCALL:
+        return do_hypercall(place, vcpu, gfn, step);
     default:
         return 0;
     }

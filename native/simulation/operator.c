@@ -8,6 +8,7 @@
 #define TICK_NS 500000u
 #define HOG_NS 4000000u
 #define POLL_NS 20000u
+#define MOST_CLAIMED 8u
 /** A hostile guest whose vCPUs all wait for so long has hurt itself, and is destroyed. */
 #define HOSTILE_IDLE_TICKS 40u
 
@@ -42,6 +43,8 @@ static void settle_in(struct place *place)
     }
     place->tenancy++;
     place->halted = place->leaving = false;
+    place->paging = PAGED;
+    place->tables++;
     place->idle_ticks = 0;
     place->id = place->last_id = id;
     world->result.domains_created++;
@@ -131,6 +134,25 @@ static void hog(struct world *world, uint32_t argument)
     de_machine_domain_destroy(world->machine, id);
 }
 
+/* What somebody claimed is there when he takes it, whoever else wants frames meanwhile. */
+static void claim(struct world *world, uint32_t argument)
+{
+    uint16_t id;
+    struct de_machine_accounting accounting;
+    de_machine_account(world->machine, &accounting);
+    uint32_t frames = 1 + argument % MOST_CLAIMED;
+    if (!world->tight || accounting.free < frames || de_machine_domain_create(world->machine, frames, &id))
+        return;
+    if (!de_machine_claim(world->machine, id, frames)) {
+        scheduler_sleep(world->scheduler, argument % HOG_NS);
+        int64_t got = de_machine_populate(world->machine, id, NULL, NULL, frames, NULL);
+        if (got != (int64_t)frames)
+            WORLD_FAIL(world, "of %u frames that were claimed, %lld were there", frames, (long long)got);
+        world->result.claims++;
+    }
+    de_machine_domain_destroy(world->machine, id);
+}
+
 /*
  * kill -9, wherever its threads are; what they asked of the hypervisor is still carried out, and what they
  * had mapped is unmapped. Then the next one.
@@ -179,6 +201,9 @@ static void act(struct world *world, const struct de_simulation_step *step)
         break;
     case DE_SIMULATE_CRASH:
         crash(world);
+        break;
+    case DE_SIMULATE_CLAIM:
+        claim(world, step->argument);
         break;
     default:
         break;

@@ -42,6 +42,8 @@ int simulation_thread_join(pthread_t thread, void **result);
 int simulation_sched_yield(void);
 int simulation_clock_gettime(clockid_t clock, struct timespec *now);
 int simulation_nanosleep(const struct timespec *duration, struct timespec *left);
+int simulation_futex_wait(const volatile void *word, uint32_t value, const struct timespec *timeout);
+void simulation_futex_wake(const volatile void *word);
 
 /* resources.c */
 void *simulation_malloc(size_t bytes);

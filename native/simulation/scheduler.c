@@ -11,6 +11,9 @@
 /** A run makes progress within so many changes. */
 #define SPINS 4000000u
 #define NEVER INT64_MAX
+#define PREEMPTED_NS 60000u
+#define PREEMPTION_TURNS 512u
+#define EXCHANGE_TURNS 4u
 
 _Thread_local int64_t simulation_countdown;
 static _Thread_local struct scheduler *thread_scheduler;
@@ -214,16 +217,26 @@ void scheduler_fail(struct scheduler *scheduler, const char *format, ...)
         scheduler_exit(scheduler);
 }
 
+/* Now and then another program has the processor for long: what comes at the worst moment then has time to
+ * happen as a whole. A run that models what things take has none of it. */
+static void give_way(struct scheduler *scheduler, uint32_t turns)
+{
+    if (!scheduler->models_work && !scheduler->quiet && random_below(&scheduler->random, turns) == 0)
+        scheduler_sleep(scheduler, random_below(&scheduler->random, PREEMPTED_NS));
+    else
+        scheduler_yield(scheduler);
+}
+
 void simulation_reschedule(void)
 {
-    scheduler_yield(thread_scheduler);
+    give_way(thread_scheduler, PREEMPTION_TURNS);
 }
 
 bool simulation_exchanged(bool done)
 {
     struct scheduler *scheduler = thread_scheduler;
     if (!done && scheduler && scheduler->current && random_below(&scheduler->random, 2))
-        scheduler_yield(scheduler);
+        give_way(scheduler, EXCHANGE_TURNS);
     return done;
 }
 

@@ -5,6 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define FRAMES_PER_MIB ((1u << 20) / DE_PAGE_SIZE)
+
+/* A full machine could not even start a pager whose store lies in a domain. */
+static bool has_store_frames(const struct de_simulation_options *options)
+{
+    return !options->store_domain ||
+           options->frames >= options->domains * options->gfns + 16 + options->store_mib * FRAMES_PER_MIB;
+}
+
 static bool options_valid(const struct de_simulation_options *options)
 {
     return options->domains >= 1 && options->domains <= DE_SIMULATION_MAX_DOMAINS && options->vcpus >= 1 &&
@@ -12,7 +21,7 @@ static bool options_valid(const struct de_simulation_options *options)
            options->gfns <= DE_SIMULATION_MAX_GFNS && options->frames >= 16 && options->frames <= 1u << 20 &&
            options->store_mib >= 1 && options->store_mib <= 1024 && options->switch_gap >= 1 &&
            options->switch_gap <= 1u << 20 && options->audit_interval >= 1 &&
-           (options->steps || !options->step_count);
+           (options->steps || !options->step_count) && has_store_frames(options);
 }
 
 static uint32_t between(struct random_stream *random, uint32_t least, uint32_t most)
@@ -33,6 +42,7 @@ static void draw_weights(struct random_stream *random, uint32_t *weights)
     weights[DE_SIMULATE_FILL] = between(random, 5, 50);
     weights[DE_SIMULATE_RELEASE] = rate(random, 16);
     weights[DE_SIMULATE_OBTAIN] = weights[DE_SIMULATE_RELEASE] * 8;
+    weights[DE_SIMULATE_HYPERCALL] = between(random, 0, 10);
     weights[DE_SIMULATE_WATCH] = between(random, 0, 20);
     weights[DE_SIMULATE_EVICT] = between(random, 20, 100);
     weights[DE_SIMULATE_EVICT_WRONG] = between(random, 0, 5);
@@ -41,12 +51,16 @@ static void draw_weights(struct random_stream *random, uint32_t *weights)
     weights[DE_SIMULATE_COMPACT] = between(random, 0, 3);
     weights[DE_SIMULATE_RESTORE] = rate(random, 4);
     weights[DE_SIMULATE_SWAP_OUT] = between(random, 0, 30);
+    weights[DE_SIMULATE_RELEASE_DOMAIN] = rate(random, 2);
     weights[DE_SIMULATE_HOLD] = 1;
     weights[DE_SIMULATE_DEVICE_WRITE] = between(random, 0, 4);
+    weights[DE_SIMULATE_GRANT] = between(random, 0, 2);
+    weights[DE_SIMULATE_NOMINATE] = between(random, 0, 2);
     weights[DE_SIMULATE_HOG] = rate(random, 40);
     weights[DE_SIMULATE_CORRUPT] = rate(random, 30);
     weights[DE_SIMULATE_DESTROY] = rate(random, 60);
     weights[DE_SIMULATE_CRASH] = rate(random, 80);
+    weights[DE_SIMULATE_CLAIM] = rate(random, 40);
 }
 
 void de_simulation_draw(uint64_t seed, uint64_t operations, struct de_simulation_options *options)
@@ -72,6 +86,9 @@ void de_simulation_draw(uint64_t seed, uint64_t operations, struct de_simulation
     bool tight = random_below(&random, 3) == 0;
     options->frames = tight ? pages * between(&random, 60, 95) / 100 + 16 : pages * 2 + 64;
     options->store_mib = 2 + pages * DE_PAGE_SIZE / (1u << 19);
+    options->store_domain = !tight && random_below(&random, 3) == 0;
+    if (options->store_domain)
+        options->frames += options->store_mib * FRAMES_PER_MIB;
     draw_weights(&random, options->weights);
 }
 

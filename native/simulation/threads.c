@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Threads, locks and the clock as the simulated processes see them. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "../core/futex.h"
 #include "replacements.h"
 
+#include <diffengine/page.h>
 #include <errno.h>
 #include <sched.h>
 
@@ -140,4 +145,40 @@ int simulation_nanosleep(const struct timespec *duration, struct timespec *left)
         return nanosleep(duration, left);
     scheduler_sleep(scheduler, (uint64_t)duration->tv_sec * NS_PER_S + (uint64_t)duration->tv_nsec);
     return 0;
+}
+
+/* A process has the word at an address of its own, but all have it at the same place of a page. Who is woken
+ * for another table's sake looks, and sleeps on. */
+static const void *futex_key(const volatile void *word)
+{
+    return (const void *)(1 + (uintptr_t)word % DE_PAGE_SIZE);
+}
+
+int simulation_futex_wait(const volatile void *word, uint32_t value, const struct timespec *timeout)
+{
+    struct scheduler *scheduler = simulated();
+    if (!scheduler)
+        return futex_wait(word, value, timeout);
+    simulation_point();
+    if (*(const volatile uint32_t *)word != value) {
+        errno = EAGAIN;
+        return -1;
+    }
+    uint64_t deadline_ns = FOREVER;
+    if (timeout)
+        deadline_ns =
+            scheduler_now(scheduler) + (uint64_t)timeout->tv_sec * NS_PER_S + (uint64_t)timeout->tv_nsec;
+    if (scheduler_wait(scheduler, futex_key(word), deadline_ns))
+        return 0;
+    errno = ETIMEDOUT;
+    return -1;
+}
+
+void simulation_futex_wake(const volatile void *word)
+{
+    struct scheduler *scheduler = simulated();
+    if (scheduler)
+        scheduler_wake(scheduler, futex_key(word), true);
+    else
+        futex_wake(word);
 }

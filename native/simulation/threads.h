@@ -24,6 +24,7 @@
 #include <unistd.h>
 #undef unshare
 
+#include "../core/futex.h"
 #include "replacements.h"
 
 #define pthread_mutex_lock(mutex) simulation_mutex_lock(mutex)
@@ -39,6 +40,8 @@
 #define sched_yield() simulation_sched_yield()
 #define clock_gettime(clock, now) simulation_clock_gettime(clock, now)
 #define nanosleep(duration, left) simulation_nanosleep(duration, left)
+#define futex_wait(word, value, timeout) simulation_futex_wait(word, value, timeout)
+#define futex_wake(word) simulation_futex_wake(word)
 
 #define malloc(bytes) simulation_malloc(bytes)
 #define calloc(count, bytes) simulation_calloc(count, bytes)

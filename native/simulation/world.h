@@ -35,6 +35,10 @@ struct page_model {
 /** What the operator wants of the daemon for a domain. */
 enum request { REQUEST_NONE, REQUEST_RESTORE, REQUEST_REMOVE };
 
+/** How far an operator got with having a domain released. A pager's death in its middle changes nothing: it
+ * is asked for again. */
+enum paging { PAGED, RELEASING, RELEASED };
+
 /** A place for a domain: when one goes, the next takes it. */
 struct place {
     struct world *world;
@@ -46,10 +50,13 @@ struct place {
     bool unheard;     /**< nobody told the pager that the one before went */
     uint32_t tenancy; /**< how manieth domain it is */
     enum request request;
+    enum paging paging;
     bool halted; /**< the pager paused it for good */
     bool hostile;
     bool device;
     struct de_holds *holds; /**< its device model's; NULL: not attached */
+    unsigned tables;        /**< hold tables that there were, one after the other */
+    unsigned attached;      /**< to which of them */
     unsigned guests;        /**< its vCPUs' fibers */
     unsigned users;         /**< others in the middle of something with it */
     uint64_t operations;
@@ -85,6 +92,7 @@ struct world {
     struct de_machine *machine;
     struct de_hypervisor hypervisor;                  /**< the machine's own */
     struct de_hypervisor_operations pager_operations; /**< the same, disturbed */
+    struct de_store_domain_operations store_operations;
     struct random_stream disturbance;
     struct place places[DE_SIMULATION_MAX_DOMAINS];
     struct actor guests[DE_SIMULATION_MAX_DOMAINS * DE_SIMULATION_MAX_VCPUS];

@@ -3,10 +3,6 @@
 
 Usage: mutations.py WORK_DIRECTORY [NAME ...]
 
-Not among them: a stale sharing handle taken for a live one. A handle goes stale by its page ceasing to be shared, and
-share() refuses a page that is not shared; only another nomination makes it shared again, and the pager's one proposer
-nominates both, compares and shares before it does anything else. tests/unit/native/test_machine.c finds that one.
-
 Each line: the bug, the guest operations it took to find it, and what was seen. Exit status 1 if one was not found.
 """
 
@@ -129,6 +125,104 @@ MUTATIONS = (
         "holds/holds.c",
         "return gfn < holds->gfns && atomic_compare_exchange_strong(&holds->pages[gfn], &expected, LOCKED);",
         "return gfn < holds->gfns && expected == 0;",
+    ),
+    Mutation(
+        "a hold is not looked at",
+        "pager/proposal.c",
+        "    if (holds && !de_holds_lock(holds, place.gfn))\n        return DE_PROPOSAL_HELD;",
+        "    if (holds)\n        (void)de_holds_lock(holds, place.gfn);",
+    ),
+    Mutation(
+        "a page is unlocked for its device model before it is evicted",
+        "pager/proposal.c",
+        "    result = evict_locked(pager, place, object);\n    if (holds)\n        de_holds_unlock(holds, place.gfn);",
+        "    if (holds)\n        de_holds_unlock(holds, place.gfn);\n    result = evict_locked(pager, place, object);",
+    ),
+    Mutation(
+        "evicted although nobody keeps the hold table",
+        "pager/proposal.c",
+        "return holds && !de_holds_attached(holds) ? DE_PROPOSAL_NO_HOLDS : DE_PROPOSAL_DONE;",
+        "(void)holds;\n    return DE_PROPOSAL_DONE;",
+    ),
+    Mutation(
+        "a device model hears that its page is in before it is",
+        "pager/bring_in.c",
+        "    default:\n        return false;",
+        "    default:\n        return true;",
+    ),
+    Mutation(
+        "a device model's request wakes nobody",
+        "holds/holds.c",
+        "        if (asked)\n            de_holds_interrupt(holds);",
+        "        if (asked)\n            (void)de_holds_interrupt;",
+    ),
+    Mutation(
+        "the hint that a page is out is taken back before the page is in",
+        "pager/load.c",
+        "    uint64_t start_ns = HYPERCALL(pager, now_ns);\n    int status = de_rebuild_page",
+        "    pager_note(domain, gfn, DE_HOLDS_OUT, false);\n"
+        "    uint64_t start_ns = HYPERCALL(pager, now_ns);\n    int status = de_rebuild_page",
+    ),
+    Mutation(
+        "a backend maps a nominated page without asking",
+        "machine/touches.c",
+        "    if (is_paging(type)) {",
+        "    if (is_paging(type) && type != DE_P2M_PAGING_OUT) {",
+    ),
+    Mutation(
+        "a hypercall writes to a shared page",
+        "machine/touches.c",
+        "    if (type == DE_P2M_SHARED && share_break(vcpu->machine, domain, gfn)) {\n        domain_crash",
+        "    if (type == DE_P2M_SHARED && !vcpu->machine) {\n        domain_crash",
+    ),
+    Mutation(
+        "claimed frames are given to others",
+        "machine/frames.c",
+        "if (!machine->free_count || (machine->free_count <= machine->claimed && !domain->claimed))",
+        "if (!machine->free_count || !domain)",
+    ),
+    Mutation(
+        "a stale sharing handle counts as a live one",
+        "machine/sharing.c",
+        "return machine->frames[frame].share->handle == handle ? frame : FRAME_NONE;",
+        "return handle ? frame : FRAME_NONE;",
+    ),
+    Mutation(
+        "a released domain is paged again",
+        "pager/pager.c",
+        "if (status == DE_OK && released_has(pager->directory, id, &uuid))",
+        "if (status == DE_OK && pager->directory < -1)",
+    ),
+    Mutation(
+        "a domain is given up with pages nominated",
+        "pager/pager.c",
+        "        if (entry_get(domain, gfn).state != DE_PAGE_RESIDENT)\n            return refuse",
+        "        if (entry_get(domain, gfn).state == DE_PAGE_EVICTED)\n            return refuse",
+    ),
+    Mutation(
+        "a domain is released before its pages are back",
+        "pager/pager.c",
+        "        status = de_pager_restore(pager, id);\n    if (status == DE_OK)\n"
+        "        status = de_pager_remove_domain(pager, id);",
+        "        status = de_pager_remove_domain(pager, id);",
+    ),
+    Mutation(
+        "the store domain's frames keep what they held before",
+        "pager/store_domain.c",
+        "        else\n            memset(address, 0, DE_PAGE_SIZE);",
+        "",
+    ),
+    Mutation(
+        "a frame that was being made for the store is taken as it is",
+        "pager/store_domain.c",
+        "        if (!error && making && (making - 1) / CHUNK_GFNS == chunk &&",
+        "        if (!error && making && chunk > chunks &&",
+    ),
+    Mutation(
+        "a reference goes to swap before its patches",
+        "store/swapped.c",
+        "return *dependants(store, id) ? DE_BUSY : DE_OK;",
+        "return *dependants(store, id) > 1000 ? DE_BUSY : DE_OK;",
     ),
     Mutation(
         "in-between entries count as evicted after a takeover",

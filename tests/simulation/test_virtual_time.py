@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 OPERATIONS = 10_000
 SEEDS_PER_TEST = 125
+STORE_MIB = 4
 FIRST_SEED = int(os.environ.get("DIFFENGINE_FIRST_SEED", "0"))
 
 Step = tuple[int, int, int, int, int, int, int]
@@ -60,6 +61,7 @@ def test_a_run_repeats_exactly_also_from_python() -> None:
     swap_slots=st.integers(0, 8),
     masks=st.tuples(st.integers(0, 7), st.integers(0, 7)),
     rates=st.tuples(*[st.sampled_from([0, 10_000, 200_000])] * 3),
+    store_domain=st.booleans(),
 )
 def test_any_scenario_leaves_the_invariants_whole(
     seed: int,
@@ -69,6 +71,7 @@ def test_any_scenario_leaves_the_invariants_whole(
     swap_slots: int,
     masks: tuple[int, int],
     rates: tuple[int, int, int],
+    store_domain: bool,
 ) -> None:
     domains, vcpus, pages, spare = sizes
     names = ("action", "domain", "vcpu", "other_domain", "gfn", "other_gfn", "argument")
@@ -80,8 +83,9 @@ def test_any_scenario_leaves_the_invariants_whole(
             "domains": domains,
             "vcpus": vcpus,
             "gfns": pages,
-            "frames": domains * pages + 16 + spare,
-            "store_mib": 4,
+            "frames": domains * pages + 16 + spare + (STORE_MIB * 256 if store_domain else 0),
+            "store_mib": STORE_MIB,
+            "store_domain": store_domain,
             "switch_gap": gap,
             "audit_interval": 5,
             "hostile_domains": masks[0],

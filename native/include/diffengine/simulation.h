@@ -30,24 +30,30 @@ enum de_simulation_action {
     DE_SIMULATE_FILL = 2,    /**< the whole page; argument: one of 16 contents, 0 = zeros */
     DE_SIMULATE_RELEASE = 3, /**< give the page back */
     DE_SIMULATE_OBTAIN = 4,  /**< take one into a hole */
+    /** A hypercall copies from the page, or (odd argument) to it, again when the page was out. */
+    DE_SIMULATE_HYPERCALL = 5,
     /* The daemon, through the pager: */
-    DE_SIMULATE_WATCH = 5,
-    DE_SIMULATE_EVICT = 6,       /**< argument: how it is encoded */
-    DE_SIMULATE_EVICT_WRONG = 7, /**< as an object with other content, or none: must be refused */
-    DE_SIMULATE_SHARE = 8,       /**< with other_gfn of other_domain (of the same trust group) */
-    DE_SIMULATE_UNSHARE = 9,
-    DE_SIMULATE_COMPACT = 10,  /**< the store */
-    DE_SIMULATE_RESTORE = 11,  /**< all pages of the domain */
-    DE_SIMULATE_SWAP_OUT = 12, /**< the object of a page that is out */
+    DE_SIMULATE_WATCH = 6,
+    DE_SIMULATE_EVICT = 7,       /**< argument: how it is encoded */
+    DE_SIMULATE_EVICT_WRONG = 8, /**< as an object with other content, or none: must be refused */
+    DE_SIMULATE_SHARE = 9,       /**< with other_gfn of other_domain (of the same trust group) */
+    DE_SIMULATE_UNSHARE = 10,
+    DE_SIMULATE_COMPACT = 11,        /**< the store */
+    DE_SIMULATE_RESTORE = 12,        /**< all pages of the domain */
+    DE_SIMULATE_SWAP_OUT = 13,       /**< the object of a page that is out */
+    DE_SIMULATE_RELEASE_DOMAIN = 14, /**< and take it back after a while */
     /* Other processes on the host: */
-    DE_SIMULATE_HOLD = 13,         /**< map a page read-only for a while; argument % 4 == 0: ask for a row */
-    DE_SIMULATE_DEVICE_WRITE = 14, /**< map a page read-write, write, unmap: as a device model does */
+    DE_SIMULATE_HOLD = 15,         /**< map a page read-only for a while; argument % 4 == 0: ask for a row */
+    DE_SIMULATE_DEVICE_WRITE = 16, /**< map a page read-write, write, unmap: as a device model does */
+    DE_SIMULATE_GRANT = 17,        /**< map a grant for a while: as a backend does; odd argument: and write */
+    DE_SIMULATE_NOMINATE = 18,     /**< another tool nominates the page for sharing */
     /* The world: */
-    DE_SIMULATE_HOG = 15,     /**< somebody takes all free frames for a while */
-    DE_SIMULATE_CORRUPT = 16, /**< flip a byte of some object in the store */
-    DE_SIMULATE_DESTROY = 17, /**< the domain goes, and a new one takes its place, now and then with its id */
-    DE_SIMULATE_CRASH = 18,   /**< kill the pager wherever it is, and start a new one that takes over */
-    DE_SIMULATE_ACTIONS = 19,
+    DE_SIMULATE_HOG = 19,     /**< somebody takes all free frames for a while */
+    DE_SIMULATE_CORRUPT = 20, /**< flip a byte of some object in the store */
+    DE_SIMULATE_DESTROY = 21, /**< the domain goes, and a new one takes its place, now and then with its id */
+    DE_SIMULATE_CRASH = 22,   /**< kill the pager wherever it is, and start a new one that takes over */
+    DE_SIMULATE_CLAIM = 23,   /**< somebody claims free frames, and takes them later */
+    DE_SIMULATE_ACTIONS = 24,
 };
 
 struct de_simulation_step {
@@ -69,7 +75,10 @@ struct de_simulation_options {
     uint32_t gfns;       /**< per domain, 2 .. DE_SIMULATION_MAX_GFNS */
     uint32_t frames;     /**< of the machine; fewer than domains * gfns: it only works while pages are out */
     uint32_t store_mib;  /**< at least 1 */
-    uint32_t switch_gap; /**< mean number of points between two changes of threads, at least 1 */
+    /** 1: the store lies in a domain's frames, which the machine must have besides all guests'; 0: in a file
+     */
+    uint32_t store_domain;
+    uint32_t switch_gap;          /**< mean number of points between two changes of threads, at least 1 */
     uint32_t audit_interval;      /**< guest operations between two audits, at least 1 */
     uint32_t hostile_domains;     /**< bit i: domain i scribbles on its ring */
     uint32_t device_domains;      /**< bit i: domain i has a device model, which keeps a hold table */
@@ -99,6 +108,13 @@ struct de_simulation_result {
     uint64_t duplicates;
     uint64_t refused; /**< proposals that were refused */
     uint64_t device_writes;
+    uint64_t brought_in; /**< by a device model's request */
+    uint64_t grant_writes;
+    uint64_t hypercalls;       /**< that copied */
+    uint64_t hypercalls_again; /**< that failed, as the page was out */
+    uint64_t domains_released;
+    uint64_t claims;
+    uint64_t store_frames; /**< most that a store domain had */
     uint64_t load_no_memory;
     uint64_t slot_waits; /**< full rings */
     uint64_t bad_events;

@@ -1,26 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The pager on the embedded machine: each transition, its failure, and whatever may come in its middle. */
 #define _GNU_SOURCE
-#include "check.h"
+#include "paging.h"
 
 #include <diffengine/compress.h>
-#include <diffengine/digest.h>
-#include <diffengine/machine.h>
-#include <diffengine/pager.h>
-#include <diffengine/status.h>
-#include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #define STORE_BYTES (64u << 20)
 
-static struct de_machine *machine;
 static struct de_store *store;
-static struct de_pager *pager;
 static struct de_hypervisor real; /**< the machine's own operations */
 
 /* The pager runs on this table: the machine's, with hooks around the steps that a test wants to disturb. */
@@ -107,13 +96,6 @@ static void start(uint32_t frames)
     CHECK_EQ(de_pager_create(store, &hypervisor, &pager), DE_OK);
 }
 
-static struct de_pager_statistics statistics(void)
-{
-    struct de_pager_statistics now;
-    de_pager_read_statistics(pager, &now);
-    return now;
-}
-
 /* Whatever a test did: nothing is left in the store but what it put there itself, and released. */
 static void finish(void)
 {
@@ -137,60 +119,12 @@ static void finish(void)
     de_machine_free(machine);
 }
 
-static void fill(uint8_t *page, uint32_t key)
-{
-    uint64_t word = key * UINT64_C(0x9e3779b97f4a7c15) + 1;
-    for (size_t i = 0; i < DE_PAGE_SIZE; i += sizeof word) {
-        memcpy(page + i, &word, sizeof word);
-        word = word * 6364136223846793005u + 1442695040888963407u;
-    }
-}
-
 /* A paged domain whose gfn i holds fill(first + i). */
 static uint16_t make_domain(uint32_t gfns, uint32_t first)
 {
-    uint16_t domain;
-    CHECK_EQ(de_machine_domain_create(machine, gfns, &domain), 0);
-    for (uint32_t gfn = 0; gfn < gfns; gfn++) {
-        uint8_t page[DE_PAGE_SIZE];
-        const uint8_t *pages[] = {page};
-        fill(page, first + gfn);
-        CHECK_EQ(de_machine_populate(machine, domain, &gfn, pages, 1, NULL), 1);
-    }
+    uint16_t domain = make_guest(gfns, first);
     CHECK_EQ(de_pager_add_domain(pager, domain, gfns), DE_OK);
     return domain;
-}
-
-static uint32_t put_raw(const uint8_t *page)
-{
-    struct de_object object = {.encoding = DE_ENCODING_RAW,
-                               .checksum = de_page_checksum(page),
-                               .payload = page,
-                               .payload_bytes = DE_PAGE_SIZE};
-    uint32_t id;
-    CHECK_EQ(de_store_put(store, &object, &id), DE_OK);
-    return id;
-}
-
-static uint32_t put_filled(uint32_t key)
-{
-    uint8_t page[DE_PAGE_SIZE];
-    fill(page, key);
-    return put_raw(page);
-}
-
-static int evict(uint16_t domain, uint32_t gfn, uint32_t object)
-{
-    int32_t result = 1;
-    de_pager_evict(pager, &domain, &gfn, &object, 1, &result);
-    return result;
-}
-
-static int watch(uint16_t domain, uint32_t gfn)
-{
-    int32_t result = 1;
-    de_pager_watch(pager, &domain, &gfn, 1, &result);
-    return result;
 }
 
 static int share(uint16_t a, uint32_t gfn_a, uint16_t b, uint32_t gfn_b)
@@ -207,81 +141,11 @@ static int make_private(uint16_t domain, uint32_t gfn)
     return result;
 }
 
-static int state(uint16_t domain, uint32_t gfn)
-{
-    uint8_t value;
-    CHECK_EQ(de_pager_states(pager, domain, gfn, 1, &value, NULL, NULL), DE_OK);
-    return value;
-}
-
 static uint32_t generation(uint16_t domain, uint32_t gfn)
 {
     uint32_t value;
     CHECK_EQ(de_pager_states(pager, domain, gfn, 1, NULL, NULL, &value), DE_OK);
     return value;
-}
-
-static void pause_briefly(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
-}
-
-/* A guest access on a thread of its own. */
-struct access {
-    struct de_vcpu *vcpu;
-    uint32_t gfn;
-    bool write;
-    int result;
-    uint8_t page[DE_PAGE_SIZE];
-    atomic_bool done;
-    pthread_t thread;
-};
-
-static void *access_thread(void *argument)
-{
-    struct access *access = argument;
-    access->result = access->write
-                         ? de_machine_guest_write(access->vcpu, access->gfn, 0, access->page, 1)
-                         : de_machine_guest_read(access->vcpu, access->gfn, 0, access->page, DE_PAGE_SIZE);
-    atomic_store(&access->done, true);
-    return NULL;
-}
-
-static void access_begin(struct access *access, uint16_t domain, uint32_t gfn)
-{
-    CHECK_EQ(de_vcpu_create(machine, domain, &access->vcpu), 0);
-    access->gfn = gfn;
-    atomic_store(&access->done, false);
-    CHECK_EQ(pthread_create(&access->thread, NULL, access_thread, access), 0);
-}
-
-static int access_end(struct access *access)
-{
-    pthread_join(access->thread, NULL);
-    de_vcpu_free(access->vcpu);
-    return access->result;
-}
-
-static void wait_for_events(uint16_t domain, uint64_t count)
-{
-    struct de_domain_accounting accounting;
-    do {
-        pause_briefly();
-        CHECK_EQ(de_machine_domain_account(machine, domain, &accounting), 0);
-    } while (accounting.paging_events < count);
-}
-
-/* Read a page as the guest, serving on this thread, and compare it with fill(key). */
-static void check_page(uint16_t domain, uint32_t gfn, uint32_t key)
-{
-    struct access access = {.write = false};
-    uint8_t expected[DE_PAGE_SIZE];
-    access_begin(&access, domain, gfn);
-    while (!atomic_load(&access.done))
-        de_pager_serve(pager);
-    CHECK_EQ(access_end(&access), 0);
-    fill(expected, key);
-    CHECK(memcmp(access.page, expected, DE_PAGE_SIZE) == 0);
 }
 
 static void test_domains(void)
@@ -318,7 +182,7 @@ static void test_id_of_another(void)
     uint8_t page[DE_PAGE_SIZE];
     const uint8_t *pages[] = {page};
     uint16_t domain = make_domain(2, 300);
-    uint32_t objects[] = {put_filled(300), put_filled(301)};
+    uint32_t objects[] = {put_filled(store, 300), put_filled(store, 301)};
     CHECK_EQ(evict(domain, 0, objects[0]), DE_PROPOSAL_DONE);
     CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
     CHECK_EQ(de_machine_domain_create_as(machine, 2, &uuid, &domain), 0);
@@ -353,7 +217,7 @@ static void test_evict_and_fault(void)
 {
     start(16);
     uint16_t domain = make_domain(4, 100);
-    uint32_t object = put_filled(102);
+    uint32_t object = put_filled(store, 102);
     CHECK_EQ(evict(domain, 2, object), DE_PROPOSAL_DONE);
     CHECK_EQ(state(domain, 2), DE_PAGE_EVICTED);
     CHECK_EQ(de_store_count(store, object), 2);
@@ -383,7 +247,7 @@ static void test_one_object_for_two_pages(void)
     start(16);
     uint16_t a = make_domain(1, 5);
     uint16_t b = make_domain(1, 5);
-    uint32_t object = put_filled(5);
+    uint32_t object = put_filled(store, 5);
     CHECK_EQ(evict(a, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(evict(b, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
@@ -399,8 +263,8 @@ static void test_evict_refused(void)
 {
     start(16);
     uint16_t domain = make_domain(4, 200);
-    uint32_t right = put_filled(200);
-    uint32_t wrong = put_filled(999);
+    uint32_t right = put_filled(store, 200);
+    uint32_t wrong = put_filled(store, 999);
     CHECK_EQ(evict(99, 0, right), DE_PROPOSAL_NO_DOMAIN);
     CHECK_EQ(evict(domain, 4, right), DE_PROPOSAL_INVALID);
     CHECK_EQ(evict(domain, 0, 0x7fffff), DE_PROPOSAL_NO_OBJECT);
@@ -480,7 +344,7 @@ static void test_touch_before_evict(void (*touch)(uint16_t, uint32_t), int state
 {
     start(16);
     uint16_t domain = make_domain(1, 50);
-    uint32_t object = put_filled(50);
+    uint32_t object = put_filled(store, 50);
     uint8_t expected[DE_PAGE_SIZE];
     middle.write = true;
     middle.page[0] = 0xaa;
@@ -522,7 +386,7 @@ static void test_fault_after_evict(void)
 {
     start(16);
     uint16_t domain = make_domain(1, 51);
-    uint32_t object = put_filled(51);
+    uint32_t object = put_filled(store, 51);
     uint8_t expected[DE_PAGE_SIZE];
     after_evict = fault_served;
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
@@ -547,7 +411,7 @@ static void test_stale_event_while_evicting(void)
 {
     start(16);
     uint16_t domain = make_domain(1, 52);
-    uint32_t object = put_filled(52);
+    uint32_t object = put_filled(store, 52);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     /* dom0 asks for the page; it is loaded before its event is looked at, and evicted again. */
     uint8_t *page;
@@ -584,7 +448,7 @@ static void test_proposals_while_loading(void)
 {
     start(16);
     uint16_t domain = make_domain(2, 53);
-    loading_object = put_filled(53);
+    loading_object = put_filled(store, 53);
     CHECK_EQ(evict(domain, 0, loading_object), DE_PROPOSAL_DONE);
     before_load = propose_while_loading;
     check_page(domain, 0, 53);
@@ -608,7 +472,7 @@ static void test_evicted_since_looked_at(void)
 {
     start(16);
     uint16_t domain = make_domain(1, 54);
-    loading_object = put_filled(54);
+    loading_object = put_filled(store, 54);
     CHECK_EQ(evict(domain, 0, loading_object), DE_PROPOSAL_DONE);
     uint8_t *page;
     int32_t error;
@@ -631,7 +495,7 @@ static void test_dom0_request(void)
 {
     start(16);
     uint16_t domain = make_domain(2, 60);
-    uint32_t object = put_filled(61);
+    uint32_t object = put_filled(store, 61);
     CHECK_EQ(evict(domain, 1, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     uint8_t *page;
@@ -652,7 +516,7 @@ static void test_duplicate_faults(void)
 {
     start(16);
     uint16_t domain = make_domain(1, 70);
-    uint32_t object = put_filled(70);
+    uint32_t object = put_filled(store, 70);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     struct access accesses[2] = {{.write = false}, {.write = false}};
@@ -674,11 +538,11 @@ static void test_drop(void)
     uint16_t domain = make_domain(3, 80);
     struct de_vcpu *vcpu;
     CHECK_EQ(de_vcpu_create(machine, domain, &vcpu), 0);
-    uint32_t object = put_filled(80);
+    uint32_t object = put_filled(store, 80);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
-    uint32_t before = generation(domain, 1), newer = put_filled(81);
+    uint32_t before = generation(domain, 1), newer = put_filled(store, 81);
     CHECK_EQ(de_machine_guest_release(vcpu, 0), 0);
     CHECK_EQ(de_machine_guest_release(vcpu, 1), 0);
     CHECK_EQ(de_pager_serve(pager), 2);
@@ -712,11 +576,11 @@ static void test_stale_drop(void)
 {
     start(16);
     uint16_t domain = make_domain(1, 90);
-    uint32_t object = put_filled(90);
+    uint32_t object = put_filled(store, 90);
     uint8_t page[DE_PAGE_SIZE];
     const uint8_t *pages[] = {page};
     fill(page, 91);
-    newer_object = put_raw(page);
+    newer_object = put_page(store, page);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     /* A fault, and then, unserved yet, another vCPU gives the page back and gets a new one. */
     struct access fault = {.write = false};
@@ -764,7 +628,7 @@ static void test_bad_events(void)
 {
     start(16);
     uint16_t domain = make_domain(1, 95);
-    uint32_t object = put_filled(95);
+    uint32_t object = put_filled(store, 95);
     after_take = scribble;
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     check_page(domain, 0, 95);
@@ -780,7 +644,7 @@ static void test_load_without_memory(void)
 {
     start(3);
     uint16_t domain = make_domain(2, 110);
-    uint32_t object = put_filled(110);
+    uint32_t object = put_filled(store, 110);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     uint16_t other = make_domain(2, 120);
@@ -794,7 +658,7 @@ static void test_load_without_memory(void)
     CHECK_EQ(de_pager_restore(pager, domain), DE_NO_MEMORY);
     CHECK(!atomic_load(&access.done));
     /* Evict elsewhere, and it goes on. */
-    uint32_t another = put_filled(120);
+    uint32_t another = put_filled(store, 120);
     CHECK_EQ(evict(other, 0, another), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, another), DE_OK);
     de_pager_serve(pager);
@@ -811,7 +675,7 @@ static void test_domain_goes_while_held(void)
 {
     start(8);
     uint16_t domain = make_domain(1, 125);
-    uint32_t object = put_filled(125);
+    uint32_t object = put_filled(store, 125);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     atomic_store(&load_error, -ENOMEM);
@@ -852,10 +716,10 @@ static void test_corrupt_object(void)
     start(16);
     uint16_t bad = make_domain(2, 130);
     uint16_t good = make_domain(2, 140);
-    uint32_t object = put_filled(130);
+    uint32_t object = put_filled(store, 130);
     CHECK_EQ(evict(bad, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
-    object = put_filled(140);
+    object = put_filled(store, 140);
     CHECK_EQ(evict(good, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     damage(130);
@@ -891,7 +755,7 @@ static void test_corrupt_proposal(void)
 {
     start(4);
     uint16_t domain = make_domain(1, 135);
-    uint32_t object = put_filled(135);
+    uint32_t object = put_filled(store, 135);
     damage(135);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_OBJECT);
     check_page(domain, 0, 135);
@@ -935,7 +799,7 @@ static void test_share(void)
     CHECK_EQ(share(a, 3, b, 3), DE_PROPOSAL_MAPPED);
     de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
     /* Shared is not evictable; watched is not sharable; evicted is nothing. */
-    uint32_t object = put_filled(151);
+    uint32_t object = put_filled(store, 151);
     CHECK_EQ(evict(a, 1, object), DE_PROPOSAL_BUSY);
     CHECK_EQ(make_private(a, 1), DE_PROPOSAL_DONE);
     CHECK_EQ(evict(a, 1, object), DE_PROPOSAL_DONE);
@@ -1014,7 +878,7 @@ static void test_refusals_in_words(void)
     CHECK_EQ(watch(domain, 0), DE_PROPOSAL_DONE);
     CHECK_EQ(de_pager_remove_domain(pager, domain), DE_BUSY);
     check_refusal("bring them back first");
-    uint32_t object = put_filled(320);
+    uint32_t object = put_filled(store, 320);
     uint8_t page[DE_PAGE_SIZE];
     struct de_vcpu *vcpu;
     fill(page, 320);
@@ -1038,7 +902,7 @@ static void test_touches_of_the_hypervisor(void)
     start(16);
     uint16_t domain = make_domain(4, 310), other = make_domain(4, 310);
     uint8_t *page, expected[DE_PAGE_SIZE];
-    uint32_t object = put_filled(310);
+    uint32_t object = put_filled(store, 310);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(watch(domain, 1), DE_PROPOSAL_DONE);
     for (uint32_t gfn = 0; gfn < 2; gfn++) {
@@ -1082,7 +946,7 @@ static void test_restore_and_remove(void)
 {
     start(16);
     uint16_t domain = make_domain(4, 170);
-    uint32_t object = put_filled(171);
+    uint32_t object = put_filled(store, 171);
     CHECK_EQ(evict(domain, 1, object), DE_PROPOSAL_DONE);
     CHECK_EQ(watch(domain, 2), DE_PROPOSAL_DONE);
     CHECK_EQ(de_pager_remove_domain(pager, domain), DE_BUSY);
@@ -1175,7 +1039,7 @@ static void test_load_refused(void)
 {
     start(16);
     uint16_t domain = make_domain(1, 180);
-    uint32_t object = put_filled(180);
+    uint32_t object = put_filled(store, 180);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     CHECK_EQ(de_store_release(store, object), DE_OK);
     atomic_store(&load_error, -EFAULT);
@@ -1217,7 +1081,7 @@ static void test_latency(void)
     CHECK_EQ(de_latency_quantile(&latency, 0.5), 0);
     start(4);
     uint16_t domain = make_domain(1, 1);
-    uint32_t object = put_filled(1);
+    uint32_t object = put_filled(store, 1);
     for (int i = 0; i < 20; i++) {
         CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
         check_page(domain, 0, 1);
@@ -1290,7 +1154,7 @@ static void walk_evict(struct walk *walk, uint32_t d, uint32_t gfn)
     uint8_t page[DE_PAGE_SIZE];
     memcpy(page, walk->expected[d][gfn], DE_PAGE_SIZE);
     page[17] ^= lie;
-    uint32_t object = put_raw(page);
+    uint32_t object = put_page(store, page);
     int result = evict(walk->domains[d], gfn, object);
     CHECK(!(lie && result == DE_PROPOSAL_DONE));
     CHECK(!(walk->hole[d][gfn] && result == DE_PROPOSAL_DONE));
@@ -1501,7 +1365,7 @@ static void test_domains_under_load(void)
         uint16_t domain = make_domain(16, round);
         uint32_t objects[16];
         for (uint32_t gfn = 0; gfn < 16; gfn++) {
-            objects[gfn] = put_filled(round + gfn);
+            objects[gfn] = put_filled(store, round + gfn);
             CHECK_EQ(evict(domain, gfn, objects[gfn]), DE_PROPOSAL_DONE);
             CHECK_EQ(de_store_release(store, objects[gfn]), DE_OK);
         }

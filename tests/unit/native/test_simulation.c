@@ -36,6 +36,13 @@ static void invariants_hold_over_many_seeds(void)
         sum.drops += result.drops;
         sum.duplicates += result.duplicates;
         sum.device_writes += result.device_writes;
+        sum.brought_in += result.brought_in;
+        sum.grant_writes += result.grant_writes;
+        sum.hypercalls += result.hypercalls;
+        sum.hypercalls_again += result.hypercalls_again;
+        sum.domains_released += result.domains_released;
+        sum.claims += result.claims;
+        sum.store_frames += result.store_frames;
         sum.load_no_memory += result.load_no_memory;
         sum.slot_waits += result.slot_waits;
         sum.bad_events += result.bad_events;
@@ -51,6 +58,9 @@ static void invariants_hold_over_many_seeds(void)
     CHECK(sum.evictions && sum.shares && sum.loads && sum.touches && sum.drops && sum.duplicates);
     CHECK(sum.device_writes && sum.load_no_memory && sum.bad_events && sum.domains_halted);
     CHECK(sum.pager_crashes && sum.pages_settled && sum.swap_outs && sum.swap_ins && sum.disk_errors);
+    CHECK(sum.brought_in && sum.grant_writes && sum.hypercalls && sum.hypercalls_again &&
+          sum.domains_released);
+    CHECK(sum.claims && sum.store_frames);
     CHECK(sum.domains_destroyed > SEEDS);
 }
 
@@ -89,6 +99,7 @@ static void a_full_ring_makes_vcpus_wait(void)
     options.gfns = 64;
     options.frames = 256;
     options.hostile_domains = options.device_domains = options.refusals = options.allocation_failures = 0;
+    options.store_domain = 0;
     options.load_no_memory = 900000;
     for (size_t i = 0; i < 400; i++)
         steps[i] = (struct de_simulation_step){
@@ -153,6 +164,10 @@ static void bad_options_are_refused(void)
     REFUSED(audit_interval, 0);
     REFUSED(step_count, 1);
 #undef REFUSED
+    bad = good;
+    bad.store_domain = 1;
+    bad.frames = bad.domains * bad.gfns + 16;
+    CHECK_EQ(de_simulation_run(&bad, &result), DE_INVALID);
 }
 
 int main(void)

@@ -56,6 +56,12 @@ MORTAL(paging_disable, (void *c, uint16_t domain), (c, domain))
 MORTAL(paging_nominate, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
 MORTAL(paging_evict, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
 MORTAL(paging_load, (void *c, uint16_t domain, uint32_t gfn, const uint8_t *page), (c, domain, gfn, page))
+MORTAL(share_nominate, (void *c, uint16_t domain, uint32_t gfn, uint64_t *handle), (c, domain, gfn, handle))
+MORTAL(share,
+       (void *c, uint16_t source, uint32_t source_gfn, uint64_t source_handle, uint16_t client,
+        uint32_t client_gfn, uint64_t client_handle),
+       (c, source, source_gfn, source_handle, client, client_gfn, client_handle))
+MORTAL(unshare, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
 MORTAL(ring_take, (void *c, uint16_t domain, struct de_vm_event *event), (c, domain, event))
 MORTAL(ring_answer, (void *c, uint16_t domain, const struct de_vm_event *answer), (c, domain, answer))
 
@@ -136,14 +142,14 @@ static const struct de_store_domain_operations mortal_store = {
 static bool in_store_domain; /**< a new store */
 
 /* Pages that a dead pager had mapped: its process's end unmaps them. */
-static const uint8_t *mapped;
+static const uint8_t *mapped[2];
 
 static int mapping(void *c, uint16_t domain, const uint32_t *gfns, size_t count, const uint8_t **pages,
                    int32_t *errors)
 {
     step();
     int result = real.operations->map(c, domain, gfns, count, pages, errors);
-    mapped = result == 1 ? pages[0] : NULL;
+    mapped[mapped[0] != NULL] = result == 1 ? pages[0] : NULL;
     step();
     return result;
 }
@@ -152,7 +158,7 @@ static void unmapping(void *c, const uint8_t *const *pages, size_t count)
 {
     step();
     real.operations->unmap(c, pages, count);
-    mapped = NULL;
+    memset(mapped, 0, sizeof mapped);
     step();
 }
 
@@ -224,11 +230,14 @@ static void start(void)
     mortal.paging_nominate = mortal_paging_nominate;
     mortal.paging_evict = mortal_paging_evict;
     mortal.paging_load = mortal_paging_load;
+    mortal.share_nominate = mortal_share_nominate;
+    mortal.share = mortal_share;
+    mortal.unshare = mortal_unshare;
     mortal.ring_take = mortal_ring_take;
     mortal.ring_answer = mortal_ring_answer;
     mortal.store_domain = &mortal_store;
     steps_left = steps_done = 0;
-    mapped = NULL;
+    memset(mapped, 0, sizeof mapped);
     pager = NULL;
 }
 
@@ -237,12 +246,11 @@ static void bury(void)
 {
     steps_left = 0;
     pager = NULL;
-    if (mapped)
-        real.operations->unmap(real.context, &mapped, 1);
-    mapped = NULL;
+    real.operations->unmap(real.context, mapped, 2);
+    memset(mapped, 0, sizeof mapped);
 }
 
-/* The scenario: gfn 1 is a patch against gfn 0, the others are what they are. */
+/* The scenario: gfn 1 is a patch against gfn 0, gfns 6 and 7 are equal, the others are what they are. */
 
 static uint16_t domain;
 static struct access accesses[VCPUS];
@@ -252,7 +260,7 @@ static bool dropped;
 
 static void expected_page(uint32_t gfn, uint8_t *page)
 {
-    fill(page, KEY + (gfn == 1 ? 0 : gfn));
+    fill(page, KEY + (gfn == 1 ? 0 : gfn == 7 ? 6 : gfn));
     if (gfn == 1)
         memset(page + 100, 0x5a, 300);
 }
@@ -262,8 +270,10 @@ static void make_scenario(void)
     domain = make_guest(GFNS, KEY);
     uint8_t page[DE_PAGE_SIZE];
     CHECK_EQ(de_vcpu_create(machine, domain, &balloon), 0);
-    expected_page(1, page);
-    CHECK_EQ(de_machine_guest_write(balloon, 1, 0, page, DE_PAGE_SIZE), 0);
+    for (uint32_t gfn = 1; gfn < GFNS; gfn += 6) {
+        expected_page(gfn, page);
+        CHECK_EQ(de_machine_guest_write(balloon, gfn, 0, page, DE_PAGE_SIZE), 0);
+    }
     memset(begun, 0, sizeof begun);
     dropped = false;
 }
@@ -300,11 +310,32 @@ static void begin(unsigned vcpu, uint32_t gfn, bool write, uint64_t events)
     wait_for_events(domain, events);
 }
 
+/* Shared, private again by the pager, and shared until somebody writes; then one that was shared goes out. */
+static void share_and_unshare(void)
+{
+    uint32_t gfns[2] = {6, 7};
+    uint8_t page[DE_PAGE_SIZE];
+    int32_t result = 1;
+    for (int round = 0; round < 2; round++) {
+        de_pager_share(pager, &domain, &gfns[0], &domain, &gfns[1], 1, &result);
+        CHECK_EQ(result, DE_PROPOSAL_DONE);
+        if (round == 0)
+            de_pager_unshare(pager, &domain, &gfns[0], 1, &result);
+        CHECK_EQ(result, DE_PROPOSAL_DONE);
+    }
+    expected_page(6, page);
+    CHECK_EQ(de_machine_guest_write(balloon, 6, 0, page, 64), 0);
+    uint32_t object = put_page(de_pager_store(pager), page);
+    CHECK_EQ(evict(domain, 6, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(de_pager_store(pager), object), DE_OK);
+}
+
 static void scenario(void)
 {
     struct de_store *store = de_pager_store(pager);
     uint32_t objects[6];
     CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    share_and_unshare();
     for (uint32_t gfn = 0; gfn < 6; gfn++) {
         objects[gfn] = gfn == 1 ? put_patch_of_gfn1(objects[0]) : put_filled(store, KEY + gfn);
         if (gfn != 3)
@@ -328,6 +359,50 @@ static void scenario(void)
     CHECK_EQ(watch(domain, 5), DE_PROPOSAL_BUSY);
     de_pager_retire(pager, 10);
     CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+}
+
+static void nothing_is_out(void)
+{
+    struct de_domain_accounting accounting;
+    CHECK_EQ(de_machine_domain_account(machine, domain, &accounting), 0);
+    CHECK_EQ(accounting.paged + accounting.nominated, 0);
+}
+
+/* Released with pages out and watched, taken back, and paged again. */
+static void release_scenario(void)
+{
+    struct de_store *store = de_pager_store(pager);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t reference = put_filled(store, KEY), patch = put_patch_of_gfn1(reference);
+    uint32_t swapped = put_filled(store, KEY + 2);
+    CHECK_EQ(evict(domain, 0, reference), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(domain, 1, patch), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(domain, 2, swapped), DE_PROPOSAL_DONE);
+    CHECK_EQ(watch(domain, 3), DE_PROPOSAL_DONE);
+    CHECK_EQ(swap_out(swapped), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, reference), DE_OK);
+    CHECK_EQ(de_store_release(store, patch), DE_OK);
+    CHECK_EQ(de_store_release(store, swapped), DE_OK);
+    CHECK_EQ(de_pager_release(pager, domain), DE_OK);
+    nothing_is_out();
+    CHECK_EQ(de_pager_take_back(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    reference = put_filled(store, KEY);
+    CHECK_EQ(evict(domain, 0, reference), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, reference), DE_OK);
+}
+
+/* However far the dead one got: who asks again gets the domain released, and it stays so. */
+static void release_again(void)
+{
+    CHECK_EQ(de_pager_release(pager, domain), DE_OK);
+    nothing_is_out();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_BUSY);
+    de_pager_leave(pager);
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_BUSY);
+    CHECK_EQ(de_pager_take_back(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
 }
 
 /* What the guest sees in the end, whoever served it; nothing is left over anywhere. */
@@ -386,8 +461,15 @@ static void finish(void)
     CHECK_EQ(rmdir(directory), 0);
 }
 
+/** What a pager dies in the middle of, and what is asked of its successor. */
+struct life {
+    void (*scenario)(void);
+    void (*afterwards)(void); /**< NULL: nothing */
+    long least_deaths;
+};
+
 /* @return false: it lived to the end. */
-static bool live_and_die(long first_death, long second_death)
+static bool live_and_die(const struct life *life, long first_death, long second_death)
 {
     static bool died;
     start();
@@ -398,7 +480,7 @@ static bool live_and_die(long first_death, long second_death)
         open_pager();
         steps_done = 0;
         steps_left = first_death;
-        scenario();
+        life->scenario();
         steps_left = 0;
     } else {
         died = true;
@@ -417,21 +499,30 @@ static bool live_and_die(long first_death, long second_death)
         /* Unknown to the dead one's page tables yet: the daemon adds it as before. */
         int status = de_pager_add_domain(pager, domain, GFNS);
         CHECK(status == DE_OK || status == DE_BUSY);
+        if (life->afterwards)
+            life->afterwards();
     }
     check_all();
     finish();
     return died;
 }
 
-static void test_death_at_each_step(void)
+static void die_at_each_step(const struct life *life)
 {
     long lives = 0;
-    while (live_and_die(lives + 1, 0))
+    while (live_and_die(life, lives + 1, 0))
         lives++;
     printf("%ld deaths\n", lives);
-    CHECK(lives > 80);
+    CHECK(lives > life->least_deaths);
     for (long first = 1; first <= lives; first++)
-        live_and_die(first, 1 + first * 7 % 30);
+        live_and_die(life, first, 1 + first * 7 % 30);
+}
+
+static void test_death_at_each_step(void)
+{
+    die_at_each_step(&(struct life){.scenario = scenario, .least_deaths = 110});
+    die_at_each_step(
+        &(struct life){.scenario = release_scenario, .afterwards = release_again, .least_deaths = 80});
 }
 
 /* Leaving on purpose is a death in good order. */
