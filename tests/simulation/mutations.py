@@ -288,7 +288,7 @@ def main(work: str, *names: str) -> int:
     build = Path(work, "build")
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
-    for part in ("native", "tests", "meson.build", "meson_options.txt", "LICENSE"):
+    for part in ("native", "ioemu_shim", "tests", "meson.build", "meson_options.txt", "LICENSE"):
         origin = ROOT / part
         if origin.is_dir():
             shutil.copytree(
