@@ -376,6 +376,12 @@ static void relieve(struct world *world)
     propose(world, &step);
 }
 
+/* A store domain that can't be made or mapped for want of memory is no reason to give up. */
+static bool store_domain_lacks(const struct world *world)
+{
+    return world->options.store_domain && (world->options.allocation_failures || world->options.refusals);
+}
+
 /* The first one makes everything, the others take over; what an allocation that failed prevents is tried
  * again. */
 static void start(struct world *world)
@@ -385,7 +391,8 @@ static void start(struct world *world)
     int status;
     do
         status = de_pager_open(files_state(world), &hypervisor, &world->pager, error, sizeof error);
-    while (status == DE_NO_MEMORY || (status == DE_FULL && world->options.store_domain));
+    while (status == DE_NO_MEMORY ||
+           (store_domain_lacks(world) && (status == DE_FULL || status == DE_SYSTEM)));
     if (status != DE_OK)
         WORLD_FAIL(world, "the pager does not start: %.200s", error);
     world->store = de_pager_store(world->pager);
