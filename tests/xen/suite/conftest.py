@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests in dom0 share."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import pytest
 from guests import Guest, two_guests
@@ -9,6 +12,43 @@ from scale import SMALLER
 from stack import PagerProcess, pager_process
 
 from diffengine.hypervisor.xen import XenHost
+
+# What hangs fails, and what comes behind it still runs. No measure: nothing takes a tenth of it on an idle machine.
+PART_S = 1500
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Of one test its set-up, itself, or what ends it."""
+
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"not done after {PART_S} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PART_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    with _limited():
+        yield
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    with _limited():
+        yield
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    with _limited():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -111,15 +111,20 @@ class Guest:
 
     def save(self, file: Path) -> None:
         """With xl; this domain is gone then."""
-        with suppress(OSError):
-            os.close(self.console)
+        self._hang_up()
         xl("save", self.name, str(file))
 
     def destroy(self) -> None:
-        with suppress(OSError):
-            os.close(self.console)
+        """No matter whether it is there."""
+        self._hang_up()
         with suppress(GuestError):
-            xl("destroy", self.name)
+            xl("destroy", str(self.domid))
+
+    def _hang_up(self) -> None:
+        """Once: its descriptor may be another's then."""
+        if self.console >= 0:
+            os.close(self.console)
+        self.console = -1
 
     # What the guest is asked to do; README.md has the commands.
 

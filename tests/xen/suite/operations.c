@@ -220,27 +220,47 @@ static void test_watch(void)
     printf("  %u nominated, %u touched\n", nominated, touched);
 }
 
-/* Evicted, asked for by the guest, loaded, answered. */
-static void test_faults(void)
+/* The place of an event's page among those that are out. @return count: it is none of them. */
+static unsigned place_of(const uint32_t *chosen, unsigned count, uint64_t gfn)
 {
-    static uint32_t chosen[BATCH];
-    unsigned count = evict_some(FIRST, BATCH, chosen), faults = 0;
-    CHECK(count > BATCH / 2);
-    uint64_t end_ns = CALL(now_ns) + 3 * (uint64_t)SECOND_NS;
+    unsigned place = 0;
+    while (place < count && chosen[place] != gfn)
+        place++;
+    return place;
+}
+
+/* @return whether it was one of these pages, and out. */
+static bool serve_one(const struct de_vm_event *event, const uint32_t *chosen, unsigned count)
+{
+    unsigned place = place_of(chosen, count, event->gfn);
+    bool loaded = place < count && !CALL(paging_load, guest, event->gfn, copies[place]);
+    CHECK_EQ(CALL(ring_answer, guest, event), 0);
+    return loaded;
+}
+
+/* Load what is asked for, for so long. @return how many pages were out. */
+static unsigned serve_chosen(const uint32_t *chosen, unsigned count, uint64_t for_ns)
+{
+    unsigned loaded = 0;
+    uint64_t end_ns = CALL(now_ns) + for_ns;
     while (CALL(now_ns) < end_ns) {
         uint16_t ready[4];
         struct de_vm_event event;
         if (CALL(wait, SECOND_NS / 4, ready, 4) <= 0)
             continue;
-        while (CALL(ring_take, guest, &event) == 1) {
-
-            for (unsigned i = 0; i < count; i++)
-                if (chosen[i] == event.gfn)
-                    faults += !CALL(paging_load, guest, event.gfn, copies[i]);
-
-            CHECK_EQ(CALL(ring_answer, guest, &event), 0);
-        }
+        while (CALL(ring_take, guest, &event) == 1)
+            loaded += serve_one(&event, chosen, count);
     }
+    return loaded;
+}
+
+/* Evicted, asked for by the guest, loaded, answered. */
+static void test_faults(void)
+{
+    static uint32_t chosen[BATCH];
+    unsigned count = evict_some(FIRST, BATCH, chosen);
+    CHECK(count > BATCH / 2);
+    unsigned faults = serve_chosen(chosen, count, 3 * (uint64_t)SECOND_NS);
     load_all(chosen, count);
     printf("  %u evicted, %u faults\n", count, faults);
     CHECK(faults > 0);
@@ -262,16 +282,50 @@ static void test_take_over(void)
         struct de_vm_event event;
         int some = CALL(wait, SECOND_NS / 2, ready, 4);
         CHECK(some >= 0 && (round || some == 1));
-        while (CALL(ring_take, guest, &event) == 1) {
-            for (unsigned i = 0; i < count; i++)
-                if (chosen[i] == event.gfn)
-                    found += !CALL(paging_load, guest, event.gfn, copies[i]);
-            CHECK_EQ(CALL(ring_answer, guest, &event), 0);
-        }
+        while (CALL(ring_take, guest, &event) == 1)
+            found += serve_one(&event, chosen, count);
     }
     load_all(chosen, count);
     CHECK(found > 0);
     printf("  %u answered before, %u evicted, %u faults served after\n", answered, count, found);
+}
+
+/* Takes whatever is there. @return how many. */
+static unsigned take_all(struct de_vm_event *events, unsigned most)
+{
+    unsigned count = 0;
+    while (count < most && CALL(ring_take, guest, &events[count]) == 1)
+        count++;
+    return count;
+}
+
+/*
+ * Dom0 fills the ring while the guest is paused; what dom0 asks for beyond is dropped, and the guest then
+ * waits in Xen for a slot. Once there are slots, it finds its pages.
+ */
+static void test_full_ring(void)
+{
+    static uint32_t chosen[BATCH];
+    struct de_vm_event events[DE_RING_SLOTS + 1];
+    const uint8_t *pages[3 * DE_RING_SLOTS];
+    int32_t errors[3 * DE_RING_SLOTS];
+    unsigned touched = 0, count = evict_some(FIRST, BATCH, chosen);
+    CHECK(count > BATCH / 2);
+    CHECK_EQ(CALL(pause, guest), 0);
+    unsigned taken = take_all(events, DE_RING_SLOTS);
+    CHECK_EQ(CALL(map, guest, chosen, 3 * DE_RING_SLOTS, pages, errors), 0);
+    taken += take_all(events + taken, DE_RING_SLOTS + 1 - taken);
+    CHECK_EQ(taken, DE_RING_SLOTS);
+    CHECK_EQ(CALL(unpause, guest), 0);
+    sleep(2);
+    CHECK_EQ(take_all(events + taken, 1), 0);
+    for (unsigned i = 0; i < taken; i++)
+        serve_one(&events[i], chosen, count);
+    unsigned waited = serve_chosen(chosen, count, 3 * (uint64_t)SECOND_NS);
+    load_all(chosen, count);
+    serve(SECOND_NS / 4, &touched);
+    printf("  %u slots taken, %u pages asked for after that\n", taken, waited);
+    CHECK(waited > 0);
 }
 
 static void test_pause(void)
@@ -365,6 +419,7 @@ static void run_all(void)
     run("states of a page", test_states);
     run("watch", test_watch);
     run("faults", test_faults);
+    run("full ring", test_full_ring);
     run("take over", test_take_over);
     run("pause", test_pause);
     run("disable and enable again", test_disable);

@@ -29,9 +29,10 @@ OPTIONS = EngineOptions(seed=1, cpu_share=1.0, visit_interval_s=1.0, c4_visits=1
 class PagerProcess:
     """diffengine-pager --xen. It may be killed and started again; what is out stays out."""
 
-    def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
-        shutil.rmtree(STATE, ignore_errors=True)
-        STATE.mkdir(mode=0o700)
+    def __init__(self, *options: str, environment: Mapping[str, str] | None = None, state: Path = STATE) -> None:
+        shutil.rmtree(state, ignore_errors=True)
+        state.mkdir(mode=0o700)
+        self._state = state
         self._options = options
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
@@ -39,7 +40,7 @@ class PagerProcess:
 
     def start(self) -> None:
         with LOG.open("a") as log:
-            words = [str(PROGRAM), "--state", str(STATE), "--xen", "--parent", str(os.getpid()), *self._options]
+            words = [str(PROGRAM), "--state", str(self._state), "--xen", "--parent", str(os.getpid()), *self._options]
             self._process = subprocess.Popen(
                 words, stdout=subprocess.PIPE, stderr=log, text=True, env=self._environment
             )
@@ -63,8 +64,10 @@ class PagerProcess:
 
 
 @contextmanager
-def pager_process(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[PagerProcess]:
-    process = PagerProcess(*options, environment=environment)
+def pager_process(
+    *options: str, environment: Mapping[str, str] | None = None, state: Path = STATE
+) -> Iterator[PagerProcess]:
+    process = PagerProcess(*options, environment=environment, state=state)
     try:
         yield process
     finally:
