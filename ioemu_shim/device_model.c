@@ -8,14 +8,17 @@
  * device-model DOMAIN GFNS OPERATIONS THREADS SEED DISK EXPECTED [MODE]
  *
  * The guest's memory is all zero at first. It writes what the guest's memory must hold at the end to the file
- * EXPECTED, and prints what it did. MODE: `mixed` (the default); `sequential` and `random`, disk I/O alone,
- * for benchmarks; `lost-write`, which maps, writes, unmaps, and looks again; `two-writes`, which stores to
- * one page, has another read from the disk, and tells how far it is by the length of the file EXPECTED.
+ * EXPECTED, and prints what it did. MODE: `mixed` (the default), which goes on after OPERATIONS until its
+ * standard input ends; `sequential` and `random`, disk I/O alone, for benchmarks; `lost-write`, which maps,
+ * writes, unmaps, and looks again, until it finds a write lost; `two-writes`, which stores to one page, has
+ * another read from the disk; `unmapping`, which unmaps in ways that fail, or leave a part. These two tell
+ * how far they are by the length of the file EXPECTED.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -46,8 +49,14 @@
 #define READ_GFN 100u
 #define STORED 0x53
 #define READ 0x52
+/* `unmapping` */
+#define STAYS_GFN 5u
+#define REST_GFN 70u
+#define OFTEN_GFN 600u
+#define OFTEN 40u
+#define BEYOND ((size_t)1 << 62) /**< more than there are addresses */
 
-enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES };
+enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES, UNMAPPING };
 
 struct bucket {
     uint8_t *memory; /**< NULL: none */
@@ -344,21 +353,32 @@ static void operate(struct thread *thread)
     bucket_put(area.bucket);
 }
 
-/* Map, write, unmap; and the next time, look whether it is still there. @return how often it was not. */
+static bool exchange_word(uint32_t gfn, uint64_t expected, uint64_t word)
+{
+    uint64_t found;
+    struct bucket bucket = {.memory = NULL};
+    bucket_map(&bucket, gfn / BUCKET_GFNS);
+    uint8_t *place = bucket.memory + (size_t)(gfn % BUCKET_GFNS) * PAGE_BYTES;
+    memcpy(&found, place, sizeof found);
+    memcpy(place, &word, sizeof word);
+    bucket_unmap(&bucket);
+    return found == expected;
+}
+
+/* Map, write, unmap; and the next time, and at the end, look whether it is still there. @return how often it
+ * was not: one is enough. */
 static uint64_t lose_writes(void)
 {
     struct thread random = {.random = model.seed};
     uint64_t *last = calloc(model.gfns, sizeof *last), lost = 0;
-    for (uint64_t i = 1; last && i <= model.operations; i++) {
+    for (uint64_t i = 1; last && !lost && i <= model.operations; i++) {
         uint32_t gfn = draw(&random, model.gfns);
-        struct bucket bucket = {.memory = NULL};
-        bucket_map(&bucket, gfn / BUCKET_GFNS);
-        uint64_t *word = (uint64_t *)(void *)(bucket.memory + (size_t)(gfn % BUCKET_GFNS) * PAGE_BYTES);
-        lost += *word != last[gfn];
-        *word = last[gfn] = i;
-        bucket_unmap(&bucket);
+        lost += !exchange_word(gfn, last[gfn], i);
+        last[gfn] = i;
         atomic_fetch_add(&model.done, 1);
     }
+    for (uint32_t gfn = 0; last && !lost && gfn < model.gfns; gfn++)
+        lost += !exchange_word(gfn, last[gfn], 0);
     free(last);
     return lost;
 }
@@ -388,10 +408,92 @@ static void write_two(const char *path)
     close(progress);
 }
 
+/* Who started it says so by a byte, or by the end, of standard input. */
+static void await_word(void)
+{
+    char byte;
+    if (read(STDIN_FILENO, &byte, 1) < 0)
+        fail("awaiting", 0);
+}
+
+static void *unmap_quarter(void *argument)
+{
+    if (munmap(argument, BUCKET_BYTES / 4))
+        fail("unmapping a part", 0);
+    return NULL;
+}
+
+/* Two parts of a window at a time: the rest stays as it is. */
+static void unmap_parts(struct bucket *bucket)
+{
+    pthread_t other;
+    errno = pthread_create(&other, NULL, unmap_quarter, bucket->memory + BUCKET_BYTES / 2);
+    if (errno)
+        fail("starting thread", 0);
+    unmap_quarter(bucket->memory);
+    pthread_join(other, NULL);
+    for (uint32_t gfn = 0; gfn < BUCKET_GFNS; gfn++)
+        if (gfn / (BUCKET_GFNS / 4) % 2)
+            memset(bucket->memory + (size_t)gfn * PAGE_BYTES, STORED, PAGE_BYTES);
+}
+
+/* A page mapped more often than holds can be counted: nothing waits for its own end. */
+static void map_often(void)
+{
+    xen_pfn_t gfn = OFTEN_GFN;
+    void *mapped[OFTEN];
+    for (unsigned i = 0; i < OFTEN; i++) {
+        int error = 0;
+        mapped[i] =
+            xenforeignmemory_map2(model.xen, model.domain, NULL, PROT_READ | PROT_WRITE, 0, 1, &gfn, &error);
+        if (!mapped[i] || error)
+            fail("mapping often", i);
+    }
+    for (unsigned i = 0; i < OFTEN; i++)
+        if (xenforeignmemory_unmap(model.xen, mapped[i], 1))
+            fail("unmapping", i);
+}
+
+static void unmap_oddly(const char *path)
+{
+    struct bucket bucket = {.memory = NULL};
+    int progress = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (progress < 0)
+        fail(path, 0);
+    bucket_map(&bucket, 0);
+    uint8_t *stays = bucket.memory + STAYS_GFN * PAGE_BYTES;
+    *stays = READ;
+    if (munmap(bucket.memory + 1, BUCKET_BYTES) == 0 || munmap(bucket.memory, BEYOND) == 0)
+        fail("unmapping what can't be", 0);
+    tell(progress);
+    await_word();
+    if (*stays != READ)
+        fail("guest memory differs", STAYS_GFN);
+    memset(stays, STORED, PAGE_BYTES);
+    unmap_parts(&bucket);
+    tell(progress);
+    await_word();
+    map_often();
+    tell(progress);
+    await_word();
+    if (munmap(bucket.memory, BUCKET_BYTES))
+        fail("unmapping the rest", 0);
+    close(progress);
+}
+
+/* At the latest when all operations are done, and whoever started it has seen what it waits for. */
+static bool is_enough(uint64_t done)
+{
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (done < model.operations)
+        return false;
+    return model.mode != MIXED || poll(&input, 1, 0) != 0;
+}
+
 static void *thread_main(void *argument)
 {
     struct thread *thread = argument;
-    while (atomic_fetch_add(&model.done, 1) < model.operations)
+    while (!is_enough(atomic_fetch_add(&model.done, 1)))
         operate(thread);
     atomic_fetch_sub(&model.done, 1);
     return NULL;
@@ -447,7 +549,8 @@ static uint64_t now_ns(clockid_t clock)
 
 static bool take_arguments(int argc, char **argv)
 {
-    static const char *const modes[] = {"mixed", "sequential", "random", "lost-write", "two-writes"};
+    static const char *const modes[] = {"mixed",      "sequential", "random",
+                                        "lost-write", "two-writes", "unmapping"};
     if (argc != 8 && argc != 9)
         return false;
     model.domain = (uint32_t)strtoul(argv[1], NULL, 10);
@@ -455,7 +558,7 @@ static bool take_arguments(int argc, char **argv)
     model.operations = strtoull(argv[3], NULL, 10);
     model.threads = (unsigned)strtoul(argv[4], NULL, 10);
     model.seed = strtoull(argv[5], NULL, 10);
-    while (argc == 9 && model.mode < TWO_WRITES && strcmp(modes[model.mode], argv[8]) != 0)
+    while (argc == 9 && model.mode < UNMAPPING && strcmp(modes[model.mode], argv[8]) != 0)
         model.mode++;
     return model.gfns && model.threads && model.threads <= MAX_THREADS &&
            (argc == 8 || !strcmp(modes[model.mode], argv[8]));
@@ -465,7 +568,7 @@ int main(int argc, char **argv)
 {
     if (!take_arguments(argc, argv)) {
         fputs("Usage: device-model DOMAIN GFNS OPERATIONS THREADS SEED DISK EXPECTED "
-              "[mixed|sequential|random|lost-write|two-writes]\n",
+              "[mixed|sequential|random|lost-write|two-writes|unmapping]\n",
               stderr);
         return 2;
     }
@@ -484,6 +587,8 @@ int main(int argc, char **argv)
         lost = lose_writes();
     else if (model.mode == TWO_WRITES)
         write_two(argv[7]);
+    else if (model.mode == UNMAPPING)
+        unmap_oddly(argv[7]);
     else
         run_threads();
     uint64_t run_ns = now_ns(CLOCK_MONOTONIC) - start_ns;

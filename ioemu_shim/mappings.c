@@ -48,13 +48,14 @@ void *xenforeignmemory_map2(xenforeignmemory_handle *xen, uint32_t domain, void 
     struct request request = {xen, domain, address, protection, flags, pages, gfns};
     if (windows_mapping_here())
         return next_functions()->map2(xen, domain, address, protection, flags, pages, gfns, errors);
-    struct window *replaced = NULL;
+    struct taken replaced = {.windows = NULL};
     if (address && flags & MAP_FIXED)
         replaced = windows_take_out((uintptr_t)address, pages * DE_PAGE_SIZE);
     int *own_errors = errors ? NULL : calloc(pages, sizeof *own_errors);
     void *mapped = errors || own_errors ? windows_map(&request, errors ? errors : own_errors) : NULL;
     /* Who gives no place for errors gets all pages, or nothing. */
     int error = mapped && own_errors ? first_error(own_errors, pages) : 0;
+    bool ended = mapped != NULL;
     free(own_errors);
     if (error) {
         munmap(mapped, pages * DE_PAGE_SIZE);
@@ -63,7 +64,11 @@ void *xenforeignmemory_map2(xenforeignmemory_handle *xen, uint32_t domain, void 
     } else if (!mapped) {
         mapped = map_plainly(&request, errors);
     }
-    windows_forget(replaced);
+    /* Xen's library may, or may not, have ended what was there before it failed. */
+    if (ended || mapped)
+        windows_forget(replaced);
+    else
+        windows_abandon(replaced);
     return mapped;
 }
 
@@ -73,17 +78,27 @@ void *xenforeignmemory_map(xenforeignmemory_handle *xen, uint32_t domain, int pr
     return xenforeignmemory_map2(xen, domain, NULL, protection, 0, pages, gfns, errors);
 }
 
+/* @return the result; errno stays. */
+static int finish_unmap(struct taken gone, int result)
+{
+    int error = errno;
+    if (result)
+        windows_put_back(gone);
+    else
+        windows_forget(gone);
+    errno = error;
+    return result;
+}
+
 int xenforeignmemory_unmap(xenforeignmemory_handle *xen, void *address, size_t pages)
 {
     size_t bytes = pages * DE_PAGE_SIZE;
     if (!windows_near(address, bytes) || windows_mapping_here())
         return next_functions()->unmap(xen, address, pages);
-    struct window *gone = windows_take_out((uintptr_t)address, bytes);
-    int result =
-        gone ? next_functions()->munmap(address, bytes) : next_functions()->unmap(xen, address, pages);
-    windows_forget(gone);
-    windows_forget_plain((uintptr_t)address, bytes);
-    return result;
+    struct taken gone = windows_take_out((uintptr_t)address, bytes);
+    int result = gone.windows ? next_functions()->munmap(address, bytes)
+                              : next_functions()->unmap(xen, address, pages);
+    return finish_unmap(gone, result);
 }
 
 /* A library that could not map into a window gives the addresses back: somebody else could get them, and a
@@ -95,29 +110,26 @@ static int keep_reserved(void *address, size_t bytes)
 
 static int unmap(void *address, size_t bytes)
 {
-    if (!windows_near(address, bytes))
+    if (!windows_near(address, bytes) || (uintptr_t)address % DE_PAGE_SIZE)
         return next_functions()->munmap(address, bytes);
     if (windows_mapping_here())
         return windows_covers((uintptr_t)address) ? keep_reserved(address, bytes)
                                                   : next_functions()->munmap(address, bytes);
-    struct window *gone = windows_take_out((uintptr_t)address, bytes);
-    int result = next_functions()->munmap(address, bytes);
-    int error = errno;
-    windows_forget(gone);
-    windows_forget_plain((uintptr_t)address, bytes);
-    errno = error;
-    return result;
+    struct taken gone = windows_take_out((uintptr_t)address, bytes);
+    return finish_unmap(gone, next_functions()->munmap(address, bytes));
 }
 
 static void *map(void *address, size_t bytes, int protection, int flags, int fd, off_t offset)
 {
     if (!(flags & MAP_FIXED) || !windows_near(address, bytes) || windows_mapping_here())
         return next_functions()->mmap(address, bytes, protection, flags, fd, offset);
-    struct window *gone = windows_take_out((uintptr_t)address, bytes);
+    struct taken gone = windows_take_out((uintptr_t)address, bytes);
     void *mapped = next_functions()->mmap(address, bytes, protection, flags, fd, offset);
     int error = errno;
-    windows_forget(gone);
-    windows_forget_plain((uintptr_t)address, bytes);
+    if (mapped == MAP_FAILED)
+        windows_abandon(gone);
+    else
+        windows_forget(gone);
     errno = error;
     return mapped;
 }

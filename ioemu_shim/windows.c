@@ -36,6 +36,9 @@ struct cluster {
     bool working;
 };
 
+/** A window of which only a part goes gets all its frames before that. */
+enum cut { CUT_NOT, CUT_UNDER_WAY, CUT_READY };
+
 struct window {
     uintptr_t from;
     size_t pages;
@@ -44,7 +47,8 @@ struct window {
     xenforeignmemory_handle *xen;
     size_t cluster_count;
     struct cluster *clusters;
-    bool *missing;       /**< per page: no such guest memory when it was made */
+    bool *missing; /**< per page: no such guest memory when it was made */
+    enum cut cut;
     struct window *next; /**< taken out together */
     uint32_t gfns[];
 };
@@ -64,6 +68,7 @@ static pthread_mutex_t lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct window **windows; /**< by address */
 static size_t window_count, window_capacity;
+static struct window *left_overs; /**< windows of which parts went: mapped, and held, for ever */
 static struct plain *plains;
 static unsigned workers;
 static bool attaching; /**< nobody is to begin to work */
@@ -137,12 +142,7 @@ static size_t cluster_pages(const struct window *window, size_t index)
 static bool take_hold(uint32_t gfn)
 {
     struct de_holds *holds = link_holds();
-    if (!holds)
-        return false;
-    int status;
-    while ((status = de_holds_take(holds, gfn)) == DE_FULL)
-        nanosleep(&(struct timespec){.tv_nsec = NS_PER_MS}, NULL);
-    return status == DE_OK;
+    return holds && de_holds_take(holds, gfn) == DE_OK;
 }
 
 static void drop_holds(const uint32_t *gfns, uint64_t held)
@@ -258,7 +258,7 @@ static void hold_wanted(const struct window *window, size_t first, uint64_t want
     for (uint64_t left = wanted; left; left &= left - 1) {
         unsigned i = (unsigned)__builtin_ctzll(left);
         gfns[count] = window->gfns[first + i];
-        if (!window->missing[first + i] && take_hold(gfns[count])) {
+        if (take_hold(gfns[count])) {
             *held |= UINT64_C(1) << i;
             count++;
         }
@@ -464,7 +464,7 @@ static struct window *window_make(const struct request *request)
         return NULL;
     }
     for (size_t i = 0; i < request->pages; i++) {
-        window->gfns[i] = (uint32_t)request->gfns[i];
+        window->gfns[i] = request->gfns[i] > UINT32_MAX ? UINT32_MAX : (uint32_t)request->gfns[i];
         window->missing[i] = request->gfns[i] > UINT32_MAX;
     }
     return window;
@@ -501,7 +501,7 @@ static bool probe(struct window *window, const struct request *request, int *err
         mapping_here = false;
         for (size_t i = 0; i < count && mapped; i++) {
             errors[places[i]] = found[i];
-            window->missing[places[i]] = found[i] != 0;
+            window->missing[places[i]] = found[i] && is_gone(found[i]);
         }
         for (size_t i = 0; i < request->pages; i++)
             if (held[i])
@@ -514,10 +514,10 @@ static bool probe(struct window *window, const struct request *request, int *err
     return mapped != NULL;
 }
 
+/* The lock is held. */
 static bool list(struct window *window)
 {
     bool listed = true;
-    pthread_mutex_lock(&lock);
     if (window_count == window_capacity) {
         size_t capacity = window_capacity ? 2 * window_capacity : 64;
         struct window **grown = realloc(windows, capacity * sizeof *grown);
@@ -537,7 +537,6 @@ static bool list(struct window *window)
         if (window->from + window->pages * DE_PAGE_SIZE > atomic_load(&highest))
             atomic_store(&highest, window->from + window->pages * DE_PAGE_SIZE);
     }
-    pthread_mutex_unlock(&lock);
     return listed;
 }
 
@@ -568,7 +567,10 @@ void *windows_map(const struct request *request, int *errors)
         address = faults_reserve(request->address, request->pages * DE_PAGE_SIZE, request->protection,
                                  request->flags);
     window->from = (uintptr_t)address;
-    if (address != MAP_FAILED && list(window))
+    pthread_mutex_lock(&lock);
+    bool listed = address != MAP_FAILED && list(window);
+    pthread_mutex_unlock(&lock);
+    if (listed)
         return address;
     if (address != MAP_FAILED)
         next_functions()->munmap(address, request->pages * DE_PAGE_SIZE);
@@ -613,11 +615,10 @@ struct plain *windows_plain_begin(const struct request *request)
     return NULL;
 }
 
-static void plain_free(struct plain *plain)
+static void drop_plain_holds(const struct plain *plain)
 {
     for (size_t i = 0; i < plain->pages && plain->held; i++)
         de_holds_drop(link_holds(), plain->gfns[i]);
-    free(plain);
 }
 
 void windows_plain_made(struct plain *plain, void *address)
@@ -636,8 +637,10 @@ void windows_plain_made(struct plain *plain, void *address)
     if (!address)
         *link = plain->next;
     pthread_mutex_unlock(&lock);
-    if (!address)
-        plain_free(plain);
+    if (address)
+        return;
+    drop_plain_holds(plain);
+    free(plain);
 }
 
 static bool is_worked_on(const struct window *window)
@@ -654,80 +657,144 @@ static void unlist(size_t place)
     memmove(&windows[place], &windows[place + 1], (window_count - place) * sizeof *windows);
 }
 
-/* A window of which only a part goes: it gets all its frames, and keeps their holds for ever. */
-static void settle(uintptr_t from, size_t pages)
+/* Whoever comes meanwhile waits; the lock is held, and is not in between. */
+static void cut(struct window *window)
 {
-    windows_prepare((const void *)from, pages * DE_PAGE_SIZE);
+    window->cut = CUT_UNDER_WAY;
+    pthread_mutex_unlock(&lock);
+    windows_prepare((const void *)window->from, window->pages * DE_PAGE_SIZE);
+    pthread_mutex_lock(&lock);
+    window->cut = CUT_READY;
+    pthread_cond_broadcast(&changed);
 }
 
-struct window *windows_take_out(uintptr_t from, size_t bytes)
+/* The lock is held, and is not while it waits. */
+static struct window *take_windows(uintptr_t from, uintptr_t to)
 {
     struct window *taken = NULL;
-    uintptr_t to = from + bytes;
-    pthread_mutex_lock(&lock);
     for (;;) {
         size_t place = place_of(from);
         struct window *window = place < window_count && windows[place]->from < to ? windows[place] : NULL;
         if (!window)
-            break;
-        uintptr_t window_end = window->from + window->pages * DE_PAGE_SIZE;
-        bool whole = from <= window->from && to >= window_end;
-        if (!whole && !window->next) {
-            uintptr_t window_from = window->from;
-            size_t pages = window->pages;
-            window->next = window; /* marked: once is enough */
-            pthread_mutex_unlock(&lock);
-            settle(window_from, pages);
-            pthread_mutex_lock(&lock);
-            continue;
-        }
-        if (is_worked_on(window) || attaching) {
+            return taken;
+        bool whole = from <= window->from && to >= window->from + window->pages * DE_PAGE_SIZE;
+        if (attaching || window->cut == CUT_UNDER_WAY || is_worked_on(window)) {
             pthread_cond_wait(&changed, &lock);
-            continue;
-        }
-        unlist(place);
-        if (whole) {
-            window->next = taken;
-            taken = window;
+        } else if (!whole && window->cut == CUT_NOT) {
+            cut(window);
         } else {
-            window_free(window);
+            struct window **list = whole ? &taken : &left_overs;
+            unlist(place);
+            window->next = *list;
+            *list = window;
         }
     }
-    pthread_mutex_unlock(&lock);
-    return taken;
 }
 
-void windows_forget_plain(uintptr_t from, size_t bytes)
+/* The lock is held. */
+static struct plain *take_plains(uintptr_t from, uintptr_t to)
 {
-    struct plain *gone = NULL;
-    pthread_mutex_lock(&lock);
+    struct plain *taken = NULL;
     for (struct plain **link = &plains; *link;) {
         struct plain *plain = *link;
-        if (plain->from && from <= plain->from && plain->from + plain->pages * DE_PAGE_SIZE <= from + bytes) {
+        if (plain->from && from <= plain->from && plain->from + plain->pages * DE_PAGE_SIZE <= to) {
             *link = plain->next;
-            plain->next = gone;
-            gone = plain;
+            plain->next = taken;
+            taken = plain;
         } else {
             link = &plain->next;
         }
     }
+    return taken;
+}
+
+struct taken windows_take_out(uintptr_t from, size_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    struct taken taken = {.windows = take_windows(from, from + bytes),
+                          .plains = take_plains(from, from + bytes)};
     pthread_mutex_unlock(&lock);
-    while (gone) {
-        struct plain *plain = gone;
-        gone = plain->next;
-        plain_free(plain);
+    return taken;
+}
+
+static void drop_window_holds(const struct window *window)
+{
+    for (size_t i = 0; i < window->cluster_count; i++)
+        drop_holds(window->gfns + i * settings_get()->cluster_pages, window->clusters[i].held);
+}
+
+static void finish_taken(struct taken taken, bool drop)
+{
+    while (taken.windows) {
+        struct window *window = taken.windows;
+        taken.windows = window->next;
+        if (drop)
+            drop_window_holds(window);
+        window_free(window);
+    }
+    while (taken.plains) {
+        struct plain *plain = taken.plains;
+        taken.plains = plain->next;
+        if (drop)
+            drop_plain_holds(plain);
+        free(plain);
     }
 }
 
-void windows_forget(struct window *taken_out)
+void windows_forget(struct taken taken)
 {
-    while (taken_out) {
-        struct window *window = taken_out;
-        taken_out = window->next;
-        for (size_t i = 0; i < window->cluster_count; i++)
-            drop_holds(window->gfns + i * settings_get()->cluster_pages, window->clusters[i].held);
-        window_free(window);
+    finish_taken(taken, true);
+}
+
+void windows_abandon(struct taken taken)
+{
+    finish_taken(taken, false);
+}
+
+/* What is mapped and has no hold yet; the lock is held. */
+static void hold_window(const struct window *window)
+{
+    for (size_t i = 0; i < window->cluster_count; i++) {
+        struct cluster *cluster = &window->clusters[i];
+        for (uint64_t pages = cluster->mapped & ~cluster->held; pages; pages &= pages - 1) {
+            unsigned bit = (unsigned)__builtin_ctzll(pages);
+            if (take_hold(window->gfns[i * settings_get()->cluster_pages + bit]))
+                cluster->held |= UINT64_C(1) << bit;
+        }
     }
+}
+
+static void hold_plain(struct plain *plain)
+{
+    for (size_t i = 0; i < plain->pages && !plain->held; i++)
+        take_hold(plain->gfns[i]);
+    plain->held = true;
+}
+
+void windows_put_back(struct taken taken)
+{
+    struct taken lost = {.windows = NULL};
+    pthread_mutex_lock(&lock);
+    while (taken.windows) {
+        struct window *window = taken.windows;
+        taken.windows = window->next;
+        if (link_holds())
+            hold_window(window);
+        if (list(window))
+            continue;
+        window->next = lost.windows;
+        lost.windows = window;
+    }
+    while (taken.plains) {
+        struct plain *plain = taken.plains;
+        taken.plains = plain->next;
+        if (link_holds())
+            hold_plain(plain);
+        plain->next = plains;
+        plains = plain;
+    }
+    pthread_mutex_unlock(&lock);
+    windows_abandon(lost);
 }
 
 /* Ageing. */
@@ -785,36 +852,15 @@ static void age(uint64_t now)
     }
 }
 
-static uint64_t pages_without_hold(const struct window *window, size_t index)
-{
-    uint64_t without = 0;
-    size_t first = index * settings_get()->cluster_pages;
-    for (uint64_t left = window->clusters[index].mapped; left; left &= left - 1)
-        if (window->missing[first + (size_t)__builtin_ctzll(left)])
-            without |= left & -left;
-    return without;
-}
-
 /* The lock is held, nobody works: what is mapped stays mapped until its holds are taken. */
 static void take_all_holds(void)
 {
-    for (size_t place = 0; place < window_count; place++) {
-        struct window *window = windows[place];
-        for (size_t i = 0; i < window->cluster_count; i++) {
-            struct cluster *cluster = &window->clusters[i];
-            uint64_t pages = cluster->mapped & ~pages_without_hold(window, i);
-            for (; pages; pages &= pages - 1) {
-                unsigned bit = (unsigned)__builtin_ctzll(pages);
-                if (take_hold(window->gfns[i * settings_get()->cluster_pages + bit]))
-                    cluster->held |= UINT64_C(1) << bit;
-            }
-        }
-    }
-    for (struct plain *plain = plains; plain; plain = plain->next) {
-        plain->held = true;
-        for (size_t i = 0; i < plain->pages; i++)
-            take_hold(plain->gfns[i]);
-    }
+    for (size_t place = 0; place < window_count; place++)
+        hold_window(windows[place]);
+    for (struct window *window = left_overs; window; window = window->next)
+        hold_window(window);
+    for (struct plain *plain = plains; plain; plain = plain->next)
+        hold_plain(plain);
 }
 
 static void look_for_pager(uint64_t now)

@@ -19,6 +19,12 @@
 struct window;
 struct plain;
 
+/** What is listed no more. */
+struct taken {
+    struct window *windows;
+    struct plain *plains;
+};
+
 /** What a mapping is made of. */
 struct request {
     xenforeignmemory_handle *xen;
@@ -55,15 +61,16 @@ bool windows_prepare(const void *address, size_t bytes);
 bool windows_finish(const void *address, size_t bytes);
 
 /**
- * The range is about to be unmapped, or mapped over: it is in no window any more.
- * @return what windows_forget() wants, once that is done.
+ * The range is about to be unmapped, or mapped over: it is in no window any more, and in no plain mapping
+ * that goes as a whole. @return what one of the next three functions wants.
  */
-struct window *windows_take_out(uintptr_t from, size_t bytes);
-/** Drop the holds of windows that were taken out, and free them; NULL: none. Nothing of them is mapped any
- * more: from now on their pages may be evicted. */
-void windows_forget(struct window *taken_out);
-/** The range was unmapped: plain mappings that are gone as a whole hold nothing any more. */
-void windows_forget_plain(uintptr_t from, size_t bytes);
+struct taken windows_take_out(uintptr_t from, size_t bytes);
+/** Nothing of it is mapped any more: its holds go, and from now on its pages may be evicted. */
+void windows_forget(struct taken taken);
+/** All of it is as it was. */
+void windows_put_back(struct taken taken);
+/** Some of it may be mapped still: its holds stay for ever. */
+void windows_abandon(struct taken taken);
 /** This thread is in Xen's library, which maps and unmaps on the shim's behalf. */
 bool windows_mapping_here(void);
 

@@ -65,7 +65,7 @@ static void serve(struct input *input, struct de_holds *holds)
     for (uint32_t slot = 0, gfn; slot < DE_HOLDS_REQUESTS; slot++)
         if (de_holds_request(holds, slot, &gfn)) {
             require(gfn < GFNS);
-            de_holds_answer(holds, slot, -(int)take(input, 1));
+            de_holds_answer(holds, slot);
         }
 }
 

@@ -35,8 +35,8 @@
 #define MAX_GUARDED 512u
 #define GUARD_CLAIMED 1u /**< no address */
 
-/** A request's state; DONE has the status in the bits above. */
-enum { REQUEST_FREE, REQUEST_CLAIMED, REQUEST_ASKED, REQUEST_DONE, REQUEST_STATE = 0xff, STATUS_SHIFT = 8 };
+/** A request's state. */
+enum { REQUEST_FREE, REQUEST_CLAIMED, REQUEST_ASKED, REQUEST_DONE };
 
 struct request {
     _Atomic(uint32_t) state; /**< the device model sleeps on it */
@@ -338,16 +338,15 @@ bool de_holds_request(struct de_holds *holds, uint32_t slot, uint32_t *gfn)
         *gfn = untrusted_gfn;
         return true;
     }
-    de_holds_answer(holds, slot, DE_INVALID);
+    de_holds_answer(holds, slot);
     return false;
 }
 
-void de_holds_answer(struct de_holds *holds, uint32_t slot, int status)
+void de_holds_answer(struct de_holds *holds, uint32_t slot)
 {
     struct request *request = &holds->header->requests[slot];
     uint32_t asked = REQUEST_ASKED;
-    atomic_compare_exchange_strong(&request->state, &asked,
-                                   REQUEST_DONE | (uint32_t)(uint8_t)status << STATUS_SHIFT);
+    atomic_compare_exchange_strong(&request->state, &asked, REQUEST_DONE);
     futex_wake(&request->state);
 }
 
@@ -403,7 +402,7 @@ int de_holds_take(struct de_holds *holds, uint32_t gfn)
     for (unsigned turn = 0;;) {
         uint8_t now = atomic_load(&holds->pages[gfn]);
         if ((now & COUNT) == DE_HOLDS_MAX)
-            return DE_FULL;
+            return DE_OK;
         if (!(now & LOCKED)) {
             if (atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now + 1)))
                 return DE_OK;
@@ -420,10 +419,11 @@ int de_holds_take_plain(struct de_holds *holds, uint32_t gfn)
     if (gfn >= holds->gfns)
         return DE_INVALID;
     uint8_t now = atomic_load(&holds->pages[gfn]);
-    while (!(now & (LOCKED | HINTS)) && (now & COUNT) < DE_HOLDS_MAX)
-        if (atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now + 1)))
+    while (!(now & (LOCKED | HINTS)))
+        if ((now & COUNT) == DE_HOLDS_MAX ||
+            atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now + 1)))
             return DE_OK;
-    return now & (LOCKED | HINTS) ? DE_BUSY : DE_FULL;
+    return DE_BUSY;
 }
 
 void de_holds_drop(struct de_holds *holds, uint32_t gfn)
@@ -431,7 +431,8 @@ void de_holds_drop(struct de_holds *holds, uint32_t gfn)
     if (gfn >= holds->gfns)
         return;
     uint8_t now = atomic_load(&holds->pages[gfn]);
-    while (now & COUNT && !atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now - 1)))
+    while (now & COUNT && (now & COUNT) != DE_HOLDS_MAX &&
+           !atomic_compare_exchange_weak(&holds->pages[gfn], &now, (uint8_t)(now - 1)))
         ;
 }
 
@@ -462,14 +463,14 @@ static int64_t now_ns(void)
 static bool await_request(struct request *request, int64_t deadline_ns)
 {
     uint32_t state;
-    while (((state = atomic_load(&request->state)) & REQUEST_STATE) == REQUEST_ASKED) {
+    while ((state = atomic_load(&request->state)) == REQUEST_ASKED) {
         int64_t left_ns = deadline_ns - now_ns();
         if (left_ns <= 0)
             break;
         struct timespec timeout = {.tv_sec = left_ns / NS_PER_S, .tv_nsec = left_ns % NS_PER_S};
         futex_wait(&request->state, state, &timeout);
     }
-    bool answered = (state & REQUEST_STATE) == REQUEST_DONE;
+    bool answered = state == REQUEST_DONE;
     atomic_store(&request->state, REQUEST_FREE);
     return answered;
 }

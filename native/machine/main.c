@@ -13,9 +13,11 @@
 
 #define FRAMES_PER_MIB (1024u * 1024u / DE_PAGE_SIZE)
 #define MAX_FRAMES 0x80000000u
+#define MAX_EVICT_US 999999u
 
 static const char usage[] =
     "Usage: diffengine-machine --socket PATH (--memory-mib N | --frames N) [--parent PID]\n"
+    "                          [--evict-us N]\n"
     "\n"
     "Runs an embedded hypervisor whose guests' memory is in this process, until SIGTERM. Clients connect to\n"
     "PATH; \"ready\" is printed once they can.\n"
@@ -23,7 +25,8 @@ static const char usage[] =
     "  --socket PATH     unix socket to make (mode 0600)\n"
     "  --memory-mib N    machine memory for all guests together\n"
     "  --frames N        the same in frames of 4 KiB\n"
-    "  --parent PID      end when this process, which must be our parent, ends\n";
+    "  --parent PID      end when this process, which must be our parent, ends\n"
+    "  --evict-us N      an eviction takes at least N microseconds (for tests)\n";
 
 static int fail(const char *option, const char *value, const char *allowed)
 {
@@ -39,13 +42,14 @@ static bool parse(const char *text, unsigned long max, unsigned long *value)
     return *text >= '0' && *text <= '9' && !*end && !errno && *value >= 1 && *value <= max;
 }
 
-enum { OPTION_SOCKET = 256, OPTION_MEMORY, OPTION_FRAMES, OPTION_PARENT, OPTION_HELP };
+enum { OPTION_SOCKET = 256, OPTION_MEMORY, OPTION_FRAMES, OPTION_PARENT, OPTION_EVICT, OPTION_HELP };
 
 static const struct option long_options[] = {
     {"socket", required_argument, NULL, OPTION_SOCKET},
     {"memory-mib", required_argument, NULL, OPTION_MEMORY},
     {"frames", required_argument, NULL, OPTION_FRAMES},
     {"parent", required_argument, NULL, OPTION_PARENT},
+    {"evict-us", required_argument, NULL, OPTION_EVICT},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -72,6 +76,11 @@ static int take_option(int option, struct de_machine_server_options *options)
         if (!parse(optarg, INT_MAX, &value))
             return fail("--parent", optarg, "not the id of a process");
         options->parent = (pid_t)value;
+        return -1;
+    case OPTION_EVICT:
+        if (!parse(optarg, MAX_EVICT_US, &value))
+            return fail("--evict-us", optarg, "allowed are 1 to 999999");
+        options->evict_us = (unsigned)value;
         return -1;
     case OPTION_HELP:
         fputs(usage, stdout);

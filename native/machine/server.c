@@ -230,6 +230,7 @@ int de_machine_server_run(const struct de_machine_server_options *options, char 
     if (!server)
         return refuse(&refusal, -ENOMEM, "starting the machine", "");
     server->listener = server->frames_fd = server->stop_fd = -1;
+    server->evict_us = options->evict_us;
     pthread_mutex_init(&server->lock, NULL);
     pthread_cond_init(&server->changed, NULL);
     int error = watch_for_end(server, options, &signals, &parent);

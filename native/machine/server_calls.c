@@ -112,6 +112,8 @@ static int64_t call_paging(struct session *session, struct call *call, uint8_t *
     case OPERATION_PAGING_NOMINATE:
         return machine_paging_nominate(machine, domain, gfn);
     case OPERATION_PAGING_EVICT:
+        if (session->server->evict_us)
+            usleep(session->server->evict_us);
         return machine_paging_evict(machine, domain, gfn);
     default:
         return machine_paging_load(machine, domain, gfn, call->words[2] ? untrusted_data : NULL);

@@ -41,8 +41,9 @@ struct served_program {
 struct server {
     struct de_machine *machine;
     int listener;
-    int frames_fd; /**< the frames' file, opened for reading only */
-    int stop_fd;   /**< an eventfd: end */
+    int frames_fd;     /**< the frames' file, opened for reading only */
+    int stop_fd;       /**< an eventfd: end */
+    unsigned evict_us; /**< an eviction takes at least so long */
     pthread_mutex_t lock;
     pthread_cond_t changed; /**< a session ended */
     unsigned sessions;

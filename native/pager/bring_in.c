@@ -46,21 +46,16 @@ void bring_in_free(struct bring_in *bring_in)
 }
 
 /* @return false: it can't be done yet. */
-static bool load(struct bring_in *bring_in, uint32_t gfn, int *status)
+static bool load(struct bring_in *bring_in, uint32_t gfn)
 {
-    *status = DE_OK;
     /* What has no object is in, or as good as: a mapping finds out. */
     if (entry_get(bring_in->domain, gfn).object == DE_NONE)
         return true;
     switch (pager_load(bring_in->pager, bring_in->domain, gfn, &bring_in->loader)) {
     case LOADED:
     case LOAD_UNNEEDED:
-        return true;
-    case LOAD_FAILED:
-        *status = DE_CORRUPT;
-        return true;
+    case LOAD_FAILED: /* the domain is paused for it */
     case LOAD_DOMAIN_GONE:
-        *status = DE_NOT_FOUND;
         return true;
     default:
         return false;
@@ -74,11 +69,10 @@ size_t bring_in_serve(struct bring_in *bring_in)
     bring_in->retry = false;
     for (uint32_t slot = 0; slot < DE_HOLDS_REQUESTS; slot++) {
         uint32_t gfn;
-        int status;
         if (!de_holds_request(holds, slot, &gfn))
             continue;
-        if (load(bring_in, gfn, &status)) {
-            de_holds_answer(holds, slot, status);
+        if (load(bring_in, gfn)) {
+            de_holds_answer(holds, slot);
             answered++;
         } else {
             bring_in->retry = true;

@@ -11,8 +11,8 @@
  *     bits 0-4  holds of the device model        bit 5  shared (a hint, enum de_holds_hint)
  *     bit 6     out (likewise)                   bit 7  locked by the pager
  *
- * take: wait until bit 7 is clear, add 1. drop: subtract 1. lock: nobody holds it, set bit 7, else the page
- * is not evicted.
+ * take: wait until bit 7 is clear, add 1. drop: subtract 1. (A count of 31 stays: whoever would be the 32nd
+ * need not wait for another.) lock: nobody holds it, set bit 7, else the page is not evicted.
  *
  * Who holds a page that is out can have it brought in: a place for the request is in the table, too.
  *
@@ -28,7 +28,7 @@
 
 struct de_holds;
 
-#define DE_HOLDS_MAX 31u      /**< of one page */
+#define DE_HOLDS_MAX 31u      /**< of one page; so many are never dropped any more */
 #define DE_HOLDS_REQUESTS 64u /**< under way at a time */
 
 /** What the pager knows of a page. Wrong ones cost time, nothing else. */
@@ -76,8 +76,8 @@ void de_holds_await(struct de_holds *holds, uint32_t asked);
 void de_holds_interrupt(struct de_holds *holds);
 /** The pager: look at request @p slot. @return whether there is one; its @p gfn is below de_holds_gfns(). */
 bool de_holds_request(struct de_holds *holds, uint32_t slot, uint32_t *gfn);
-/** The pager: it is done. @param status enum de_status: DE_OK, DE_CORRUPT (the page is lost), ... */
-void de_holds_answer(struct de_holds *holds, uint32_t slot, int status);
+/** The pager: what could be done is done. */
+void de_holds_answer(struct de_holds *holds, uint32_t slot);
 
 /**
  * A device model: attach to the table at @p path (de_pager_holds_path()). Counts that a dead one left are
@@ -90,7 +90,7 @@ int de_holds_attach(const char *path, struct de_holds **holds);
 int de_holds_attach_fd(int fd, struct de_holds **holds);
 /**
  * A device model, before it maps: waits while the pager evicts the page (some 10 us; after a pager's death
- * until the next one). Any thread. @return DE_OK, DE_INVALID (no such page) or DE_FULL (DE_HOLDS_MAX).
+ * until the next one). Any thread. @return DE_OK, or DE_INVALID: no such page.
  */
 int de_holds_take(struct de_holds *holds, uint32_t gfn);
 /** The same without waiting, and only if none of the hints is given: DE_BUSY, else as above. */

@@ -14,6 +14,7 @@ struct de_machine_server_options {
     uint32_t frames;
     const char *socket_path; /**< made with mode 0600; one left behind by a machine that died is replaced */
     pid_t parent;            /**< end when this process ends; 0: never mind */
+    unsigned evict_us;       /**< an eviction takes at least so long: for tests of what happens meanwhile */
     int ready_fd;            /**< "ready\n" is written there once clients can connect; -1: nowhere */
 };
 

@@ -32,6 +32,18 @@
 #define READ_GFN 100u
 #define STORED 0x53
 #define READ 0x52
+/* And as `unmapping`. */
+#define STAYS_GFN 5u
+#define REST_GFN 70u
+#define OFTEN_GFN 600u
+#define FOR_EVER_MS "3600000"
+/** Evictions while the device model works: so many, or the test says nothing. */
+#define LEAST_EVICTED 100u
+/* A lost write: few pages, and an eviction that takes long. */
+#define LOST_WRITE_GFNS 16u
+#define EVICT_US "1000"
+#define LOST_WRITE_TRIES "100"
+#define UNTIL_LOST "1000000000"
 
 static const char *machine_program, *pager_program, *device_program, *shim;
 static char directory[64], state_directory[96], socket_path[96], disk_path[96], expected_path[96];
@@ -40,6 +52,8 @@ static struct de_machine_client *machine;
 static struct de_queue_client *queue;
 static uint16_t domain;
 static uint32_t gfns = DEFAULT_GFNS;
+static bool slow_evictions;
+static int device_input = -1; /**< its standard input's other end */
 
 static void launch_pager(void)
 {
@@ -64,7 +78,8 @@ static void start(void)
     snprintf(frames, sizeof frames, "%u", gfns + 64);
     snprintf(parent, sizeof parent, "%d", (int)getpid());
     const char *arguments[] = {machine_program, "--socket", socket_path, "--frames",
-                               frames,          "--parent", parent,      NULL};
+                               frames,          "--parent", parent,      slow_evictions ? "--evict-us" : NULL,
+                               EVICT_US,        NULL};
     machine_process = launch(arguments);
     CHECK(machine_process);
     CHECK_EQ(de_client_connect(socket_path, DE_CLIENT_READER, &machine), 0);
@@ -110,13 +125,19 @@ static pid_t launch_device_model(const char *operations, const char *mode, bool 
     char domain_text[16], gfns_text[16];
     snprintf(domain_text, sizeof domain_text, "%u", domain);
     snprintf(gfns_text, sizeof gfns_text, "%u", gfns);
+    int input[2];
+    CHECK_EQ(pipe2(input, O_CLOEXEC), 0);
     pid_t child = fork();
+    if (child == 0)
+        dup2(input[0], STDIN_FILENO);
     CHECK(child >= 0);
+    close(input[0]);
+    device_input = input[1];
     if (child)
         return child;
     setenv("DIFFENGINE_MACHINE", socket_path, 1);
-    setenv("DIFFENGINE_STATE", state_directory, 1);
-    setenv("DIFFENGINE_IOEMU_IDLE_MS", IDLE_MS, 0);
+    setenv("DIFFENGINE_STATE", strcmp(shim, "none") ? state_directory : "/nowhere", 1);
+    setenv("DIFFENGINE_IOEMU_IDLE_MS", strcmp(mode, "unmapping") ? IDLE_MS : FOR_EVER_MS, 0);
     if (!strcmp(mode, "two-writes"))
         setenv("DIFFENGINE_MACHINE_REFUSALS", "3", 1);
     if (by_signal) {
@@ -167,27 +188,35 @@ struct tally {
     uint64_t evicted, held, not_held, other;
 };
 
-static void propose(uint64_t *random, struct tally *tally)
+/* @return what became of it, an enum de_proposal_result, or 1: it was not proposed. */
+static int propose_page(uint32_t gfn)
 {
     uint8_t *mapped, copy[DE_PAGE_SIZE], state;
     uint32_t object;
     int32_t error;
-    *random = *random * 6364136223846793005u + 1442695040888963407u;
-    uint32_t gfn = (uint32_t)(*random >> 33) % gfns;
     if (de_queue_states(queue, domain, gfn, 1, &state, NULL, NULL) != DE_OK || state == DE_PAGE_EVICTED ||
         de_client_map(machine, domain, false, &gfn, 1, &mapped, &error) != 1)
-        return;
+        return 1;
     copy_page(copy, mapped);
     de_client_unmap(machine, (const uint8_t *const *)&mapped, 1);
     if (put_raw(copy, &object) != DE_OK)
-        return;
+        return 1;
     int result = page_command(DE_COMMAND_EVICT, gfn, object);
+    page_command(DE_COMMAND_RELEASE, 0, object);
+    return result;
+}
+
+static void propose(uint64_t *random, struct tally *tally)
+{
+    *random = *random * 6364136223846793005u + 1442695040888963407u;
+    int result = propose_page((uint32_t)(*random >> 33) % gfns);
+    if (result > 0)
+        return;
     tally->evicted += result == DE_PROPOSAL_DONE;
     tally->held += result == DE_PROPOSAL_HELD;
     tally->not_held += result == DE_PROPOSAL_NO_HOLDS;
     tally->other +=
         result != DE_PROPOSAL_DONE && result != DE_PROPOSAL_HELD && result != DE_PROPOSAL_NO_HOLDS;
-    page_command(DE_COMMAND_RELEASE, 0, object);
 }
 
 static uint64_t now_ns(void)
@@ -225,6 +254,13 @@ static uint64_t check_guest(void)
     return compared;
 }
 
+static void close_input(void)
+{
+    if (device_input >= 0)
+        close(device_input);
+    device_input = -1;
+}
+
 /* @return the device model's exit status. */
 static int run(const char *operations, long kills, const char *mode, bool by_signal)
 {
@@ -235,7 +271,8 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
     /* That one is for pages in use. */
     bool evicting = strcmp(mode, "sequential") != 0;
     start();
-    while (evicting && tally.evicted < BEFORE_IT_STARTS)
+    uint64_t before = evicting ? BEFORE_IT_STARTS < gfns / 2 ? BEFORE_IT_STARTS : gfns / 2 : 0;
+    while (tally.evicted < before)
         propose(&random, &tally);
     /* As the daemon does before a device model gets to work: the shim may take its time to say hello. */
     de_queue_area(queue)->domains[0] = domain;
@@ -252,12 +289,15 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
         CHECK_EQ(de_client_account(machine, &accounting), 0);
         mapped += accounting.mapped;
         samples++;
+        if (!evicting || tally.evicted >= before + LEAST_EVICTED)
+            close_input();
         if (kills && now_ns() > next_kill_ns) {
             kill_pager();
             kills--;
             next_kill_ns = now_ns() + NS_PER_S / 10;
         }
     }
+    close_input();
     CHECK(WIFEXITED(status));
     status = WEXITSTATUS(status);
     printf("%s, %s: %" PRIu64 " pages evicted, %" PRIu64 " proposals refused as held, %" PRIu64
@@ -272,6 +312,20 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
     while (accounting.mapped && !usleep(1000));
     finish();
     return status;
+}
+
+/* Without holds a write is lost between the pager's last look and the eviction; with them none is. */
+static void test_lost_write(void)
+{
+    const char *with = shim;
+    gfns = LOST_WRITE_GFNS;
+    slow_evictions = true;
+    CHECK_EQ(run(LOST_WRITE_TRIES, 0, "lost-write", false), 0);
+    shim = "none";
+    CHECK_EQ(run(UNTIL_LOST, 0, "lost-write", false), 3);
+    shim = with;
+    gfns = DEFAULT_GFNS;
+    slow_evictions = false;
 }
 
 /* A domain that takes so many frames. */
@@ -346,6 +400,50 @@ static void test_no_frame(bool by_signal)
     printf("no frame free, %s: the device model waited for one\n", by_signal ? "SIGSEGV" : "userfaultfd");
 }
 
+static void await_step(off_t step)
+{
+    struct stat progress;
+    while (stat(expected_path, &progress) || progress.st_size < step)
+        usleep(1000);
+}
+
+static void go_on(void)
+{
+    CHECK_EQ(write(device_input, "x", 1), 1);
+}
+
+/* What could not be unmapped is held still, and can be written to; so is what is left of a window of which
+ * parts went; and what was mapped more often than can be counted, to the device model's end. */
+static void test_unmapping(bool by_signal)
+{
+    struct de_client_vcpu *vcpu;
+    int status;
+    start();
+    de_queue_area(queue)->domains[0] = domain;
+    CHECK_EQ(de_queue_call(queue, DE_COMMAND_DEVICE_MODEL, 1), DE_OK);
+    pid_t device = launch_device_model("0", "unmapping", by_signal);
+    await_step(1);
+    int result;
+    while ((result = propose_page(STAYS_GFN)) == DE_PROPOSAL_NO_HOLDS)
+        usleep(1000); /* it is not attached yet */
+    CHECK_EQ(result, DE_PROPOSAL_HELD);
+    go_on();
+    await_step(2);
+    CHECK_EQ(propose_page(REST_GFN), DE_PROPOSAL_HELD);
+    go_on();
+    await_step(3);
+    CHECK_EQ(propose_page(OFTEN_GFN), DE_PROPOSAL_HELD);
+    close_input();
+    CHECK_EQ(waitpid(device, &status, 0), device);
+    CHECK(WIFEXITED(status) && !WEXITSTATUS(status));
+    CHECK_EQ(de_client_vcpu_create(machine, domain, &vcpu), 0);
+    check_guest_page(vcpu, STAYS_GFN, STORED);
+    check_guest_page(vcpu, REST_GFN, STORED);
+    de_client_vcpu_free(vcpu);
+    finish();
+    printf("unmapping, %s: what is mapped is held\n", by_signal ? "SIGSEGV" : "userfaultfd");
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc >= 5);
@@ -362,12 +460,14 @@ int main(int argc, char **argv)
     }
     if (has_userfaultfd()) {
         CHECK_EQ(run("3000", 2, "mixed", false), 0);
-        CHECK_EQ(run("60", 0, "lost-write", false), 0);
+        test_lost_write();
         test_no_frame(false);
+        test_unmapping(false);
     } else {
         puts("no userfaultfd here: faults come as SIGSEGV alone");
     }
     test_no_frame(true);
+    test_unmapping(true);
     CHECK_EQ(run("1000", 1, "mixed", true), 0);
     return 0;
 }
