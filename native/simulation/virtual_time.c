@@ -107,31 +107,50 @@ void de_virtual_trace(struct de_virtual_trace *trace)
 }
 
 /* One disk for all of a run, which is one thread's. */
-static struct disk_times {
+static struct disk {
     uint64_t read_ns;
     uint64_t write_ns;
-} disk_times;
+    unsigned at_once;
+    uint64_t free_ns[DE_VIRTUAL_DISK_MOST_AT_ONCE]; /* when each of those is done with what it has */
+} the_disk;
+
+/** A request's turn: it waits until one of those that the disk serves at once is done, and takes so long
+ * itself. */
+static void disk_serve(struct disk *disk, uint64_t ns)
+{
+    uint64_t now_ns = scheduler_now(running());
+    uint64_t *first = disk->free_ns;
+    for (unsigned i = 1; i < disk->at_once; i++) {
+        if (disk->free_ns[i] < *first)
+            first = &disk->free_ns[i];
+    }
+    *first = (*first > now_ns ? *first : now_ns) + ns;
+    scheduler_sleep(running(), *first - now_ns);
+}
 
 static ssize_t disk_read(void *context, int fd, void *buffer, size_t bytes, int64_t offset)
 {
-    const struct disk_times *times = context;
-    scheduler_sleep(running(), times->read_ns);
+    struct disk *disk = context;
+    disk_serve(disk, disk->read_ns);
     return pread(fd, buffer, bytes, offset);
 }
 
 static ssize_t disk_write(void *context, int fd, const void *buffer, size_t bytes, int64_t offset)
 {
-    const struct disk_times *times = context;
-    scheduler_sleep(running(), times->write_ns * (bytes / DE_PAGE_SIZE));
+    struct disk *disk = context;
+    disk_serve(disk, disk->write_ns * (bytes / DE_PAGE_SIZE));
     return pwrite(fd, buffer, bytes, offset);
 }
 
-const struct de_swap_disk *de_virtual_disk(uint64_t read_ns, uint64_t write_ns)
+const struct de_swap_disk *de_virtual_disk(uint64_t read_ns, uint64_t write_ns, unsigned at_once)
 {
-    static const struct de_swap_disk disk = {.context = &disk_times, .read = disk_read, .write = disk_write};
-    disk_times = (struct disk_times){
+    static const struct de_swap_disk operations = {
+        .context = &the_disk, .read = disk_read, .write = disk_write};
+    bool any = at_once == 0 || at_once > DE_VIRTUAL_DISK_MOST_AT_ONCE;
+    the_disk = (struct disk){
         .read_ns = read_ns ? read_ns : SIMULATION_DISK_READ_NS,
         .write_ns = write_ns ? write_ns : SIMULATION_DISK_WRITE_NS,
+        .at_once = any ? DE_VIRTUAL_DISK_MOST_AT_ONCE : at_once,
     };
-    return &disk;
+    return &operations;
 }

@@ -163,6 +163,20 @@ def test_swapping_is_judged_by_what_guests_wait() -> None:
     draw(outcome)
 
 
+@pytest.mark.parametrize(("wanted", "per_share", "expected"), [(0.4, 0.8, 0.5), (0.4, 0.3, 0.98), (0.4, 0.0, 0.4)])
+def test_swapping_is_tried_until_it_saves_as_much(wanted: float, per_share: float, expected: float) -> None:
+    tried = []
+
+    def run(share: float) -> Result:
+        tried.append(share)
+        return simulated([share * per_share] * 5)
+
+    share, found = swapping.as_much_by_swapping(wanted, run)
+    assert share == pytest.approx(expected)
+    assert found["saving"]["mean"] == pytest.approx(share * per_share)
+    assert len(tried) <= 2
+
+
 def test_passes_must_end_with_the_same_saving() -> None:
     ends = {"1": 0.5, "5": 0.49, "20": 0.4}
     results = {name: simulated([0.0, end / 2, end, end]) for name, end in ends.items()}

@@ -31,6 +31,10 @@ def break_down(log: str, number: int) -> Result:
     raise ValueError("not thought of")
 
 
+def find_no_number(log: str, number: int) -> Result:
+    return {"mean": float("nan")}
+
+
 def die(log: str, number: int) -> Result:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
@@ -56,7 +60,7 @@ def steps_of(log: Path, *functions: object, alone: bool = False) -> list[Step]:
 
 def test_every_fate_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    ended, heard = run(tmp_path, steps_of(log, lack, refuse, break_down, die, count))
+    ended, heard = run(tmp_path, steps_of(log, lack, refuse, break_down, die, count, find_no_number))
     assert ended["count-4"].result == {"square": 16}
     assert (ended["lack-0"].fate, ended["lack-0"].reason) == (Fate.SKIPPED, r"no such peer\non this machine")
     assert (ended["refuse-1"].fate, ended["refuse-1"].reason) == (Fate.FAILED, "the disk is full; make room")
@@ -64,7 +68,8 @@ def test_every_fate_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert "ValueError: not thought of" in ended["break_down-2"].reason
     assert ended["die-3"].fate is Fate.FAILED
     assert "code -9" in ended["die-3"].reason
-    assert [each.done for each in heard] == [0, 1, 2, 3, 4, 5]
+    assert ended["find_no_number-5"].fate is Fate.FAILED
+    assert [each.done for each in heard] == [0, 1, 2, 3, 4, 5, 6]
     assert heard[0].seconds_left > heard[-1].seconds_left == 0
 
 

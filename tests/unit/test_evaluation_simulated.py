@@ -95,6 +95,8 @@ def test_a_slower_disk_makes_guests_wait_longer(setting: Setting) -> None:
     (step, *_) = swapping.plan(setting)
     arguments = shortened(step)
     arguments["values"]["domain"] = [{**domain, "excursion_fraction": 0.3} for domain in arguments["values"]["domain"]]
-    fast, slow = (swapping.swap_alone(arguments["values"], 0.5, 16, read_us, 1.0) for read_us in (10.0, 20_000.0))
+    disks = ((10.0, 1.0, 64), (20_000.0, 1.0, 64), (20_000.0, 1.0, 1))
+    fast, slow, queue = (swapping.swap_alone(arguments["values"], 0.5, 16, disk) for disk in disks)
     assert fast["series"]["swap_bytes"][-1] > 0
-    assert swapping.stalled_share(slow) > swapping.stalled_share(fast)
+    # Two guests on a disk with heads wait for each other's pages, too.
+    assert swapping.stalled_share(queue) > swapping.stalled_share(slow) > swapping.stalled_share(fast)

@@ -20,6 +20,13 @@ def test_every_operation_has_a_time(samples: dict[str, Path], tmp_path: Path) ->
     assert outcome.pictures[0].draw().axes
 
 
+def test_what_no_page_was_there_for_has_no_time() -> None:
+    nan = float("nan")
+    assert table2.known({"share": {"alone": nan}, "swap in": {"alone": nan, "with all around it": 1.0}}) == {
+        "swap in": {"with all around it": 1.0}
+    }
+
+
 def test_slower_than_the_paper_is_not_met() -> None:
     times = {"share": {"with all around it": 6.3}, "compress (LZ4)": {"alone": 29.7}}
     met = {

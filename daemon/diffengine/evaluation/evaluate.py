@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from diffengine.errors import DiffengineError
@@ -16,7 +17,8 @@ from diffengine.evaluation.setting import Setting, SettingError
 
 ALL = "all"
 # Another version of what steps compute makes older results useless.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
+VERSION = version("diffengine")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _plan(experiment: Experiment, setting: Setting, folder: Path) -> _Planned:
         steps = experiment.plan(setting)
     except UnavailableError as missing:
         return _Planned(experiment, [], str(missing))
-    identity = [str(RESULTS_VERSION), *setting.images.identity, *setting.guests.identity]
+    identity = [str(RESULTS_VERSION), VERSION, *setting.images.identity, *setting.guests.identity]
     return _Planned(
         experiment,
         [
@@ -117,6 +119,7 @@ def results_json(evaluated: Evaluated) -> str:
     outcome = evaluated.outcome or Outcome()
     content = {
         "experiment": evaluated.experiment.name,
+        "version": {"diffengine": VERSION, "results": RESULTS_VERSION},
         "question": evaluated.experiment.question,
         "basis": evaluated.experiment.basis.value,
         "results": evaluated.results,

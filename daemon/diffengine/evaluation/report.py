@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from diffengine.evaluation.evaluate import Evaluated
+from diffengine.evaluation.evaluate import VERSION, Evaluated
 from diffengine.evaluation.experiment import Cell, Column, Table
 from diffengine.evaluation.setting import Setting
 from diffengine.evaluation.writing import DrawnPicture
@@ -85,6 +85,7 @@ def render(
         command=command,
         when=when,
         machine=this_machine(),
+        version=VERSION,
         targets=targets,
         met=MET,
         counts={word: sum(MET[t.met] == word for _, t in targets) for word in MET.values()},

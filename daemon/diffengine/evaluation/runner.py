@@ -4,6 +4,7 @@
 A process that dies, or runs out of memory, takes one step with it and no more. What is done already is not done again.
 """
 
+import json
 import multiprocessing
 import os
 import signal
@@ -53,6 +54,7 @@ def work(task: Task, parent: int) -> None:
     start_s = time.monotonic()
     try:
         result, fate, reason = task.step.run(**task.step.arguments), Fate.DONE, ""
+        json.dumps(result, allow_nan=False)  # what is no JSON is a defect of the step
     except UnavailableError as missing:
         result, fate, reason = {}, Fate.SKIPPED, str(missing)
     except DiffengineError as error:

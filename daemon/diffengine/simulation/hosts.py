@@ -96,7 +96,7 @@ _KINDS = {
     Where.THREADS: _Kind(NATIVE, lambda _: None, threads_cpu_s, RealRun, _no_trace),
     Where.VIRTUAL: _Kind(
         virtual.SIMULATED,
-        lambda machine: virtual.disk(machine.swap_read_us, machine.swap_write_us),
+        lambda machine: virtual.disk(machine.swap_read_us, machine.swap_write_us, machine.swap_at_once),
         virtual.threads_cpu_s,
         virtual.VirtualRun,
         virtual.trace,

@@ -20,6 +20,7 @@ SPARE_MIB = 4
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 TRACE = SCENARIOS / "d12a-dirty-15s.bits"
 TRACE_BITS = 131_072
+MOST_AT_ONCE = 64
 PROGRAMS = ("idle", "working-set", "phases", "trace")
 GENERATED = ("zero", "identical", "random", "similar")
 FREE_AS = ("keep", "zero", "release")
@@ -66,13 +67,14 @@ class DomainScenario:
 @dataclass(frozen=True)
 class MachineScenario:
     """memory_mib: None: what the domains have, and an eighth. swap_read_us, swap_write_us: for a page, of the disk that
-    the model has in virtual time."""
+    the model has in virtual time. swap_at_once: requests that it serves at once."""
 
     memory_mib: int | None
     swap_mib: int
     swap_path: Path | None
     swap_read_us: float = 70.0
     swap_write_us: float = 4.0
+    swap_at_once: int = MOST_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,12 @@ def _machine(table: CheckedTable, folder: Path) -> MachineScenario:
     swap_path = table.text("swap_path")
     read_us = table.number("swap_read_us", MachineScenario.swap_read_us, 0.001, 1e6, " microseconds")
     write_us = table.number("swap_write_us", MachineScenario.swap_write_us, 0.001, 1e6, " microseconds")
+    at_once = table.whole("swap_at_once", MachineScenario.swap_at_once, 1, MOST_AT_ONCE, " requests")
     table.finish()
     if swap_path and not swap_mib:
         table.errors.append("[machine] swap_path: without swap_mib; set both, or none")
-    return MachineScenario(memory_mib, swap_mib, folder / swap_path if swap_path else None, read_us, write_us)
+    path = folder / swap_path if swap_path else None
+    return MachineScenario(memory_mib, swap_mib, path, read_us, write_us, at_once)
 
 
 def _domain(table: CheckedTable, number: int, folders: Sequence[Path]) -> DomainScenario:

@@ -93,9 +93,9 @@ def threads_cpu_s() -> dict[str, float]:
     return {str(number): ns / NS_PER_S for number, ns in pairs}
 
 
-def disk(read_us: float, write_us: float) -> Any:
-    """struct de_swap_disk, with these times for a page."""
-    return lib.de_virtual_disk(max(1, round(read_us * 1000)), max(1, round(write_us * 1000)))
+def disk(read_us: float, write_us: float, at_once: int) -> Any:
+    """struct de_swap_disk, with these times for a page, that serves so many requests at once."""
+    return lib.de_virtual_disk(max(1, round(read_us * 1000)), max(1, round(write_us * 1000)), at_once)
 
 
 def trace() -> Trace:

@@ -33,6 +33,8 @@ int de_virtual_begin(uint64_t seed);
 /** Machine, pager and programs are freed first; threads that are left end where they stand. */
 void de_virtual_end(void);
 
+#define DE_VIRTUAL_DISK_MOST_AT_ONCE 64u
+
 /** Time since de_virtual_begin(). */
 uint64_t de_virtual_now_ns(void);
 /** Let everybody else run until @p ns of de_virtual_now_ns(). */
@@ -46,9 +48,11 @@ void de_virtual_work(uint64_t ns);
 size_t de_virtual_threads(uint64_t *numbers, uint64_t *cpu_ns, size_t capacity);
 void de_virtual_trace(struct de_virtual_trace *trace);
 /**
- * A disk for de_swap_open(): real files, in virtual time. There is one: another call changes its times.
+ * A disk for de_swap_open(): real files, in virtual time. There is one: another call makes another of it.
  * @param read_ns To read a page. @param write_ns To write one. 0: those of the model.
+ * @param at_once How many requests it serves at once, 1 for a disk with heads; the others wait for their
+ * turn. 0 or more than DE_VIRTUAL_DISK_MOST_AT_ONCE: as many as that.
  */
-const struct de_swap_disk *de_virtual_disk(uint64_t read_ns, uint64_t write_ns);
+const struct de_swap_disk *de_virtual_disk(uint64_t read_ns, uint64_t write_ns, unsigned at_once);
 
 #endif

@@ -90,7 +90,7 @@ static void run(uint64_t seed, struct outcome *outcome)
     CHECK_EQ(de_virtual_begin(seed), DE_BUSY);
     CHECK_EQ(de_machine_create(2 * GUESTS * GFNS, &machine), 0);
     struct de_hypervisor hypervisor = de_machine_hypervisor(machine);
-    struct de_swap_options swap_options = {.path = path, .bytes = 1 << 20, .disk = de_virtual_disk(0, 0)};
+    struct de_swap_options swap_options = {.path = path, .bytes = 1 << 20, .disk = de_virtual_disk(0, 0, 0)};
     struct de_swap *swap;
     struct de_store *store;
     CHECK_EQ(de_swap_open(&swap_options, &swap), DE_OK);

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Figure 2: what the similarity detector's parameters bring."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from matplotlib.figure import Figure
 
-from diffengine.analysis.pipelines import Codec, Detector, Pipeline
+from diffengine.analysis.pipelines import Detector, Pipeline
 from diffengine.evaluation import drawing, paper
 from diffengine.evaluation.carrying_out import Keys, trial
 from diffengine.evaluation.experiment import (
@@ -20,6 +20,7 @@ from diffengine.evaluation.experiment import (
     Step,
     Table,
 )
+from diffengine.evaluation.pipelines import PAPERS_PATCHING
 from diffengine.evaluation.setting import Setting
 from diffengine.images import PAGE_BYTES
 
@@ -46,7 +47,7 @@ SEEDS = {True: 3, False: 5}
 
 def patching(detector: Detector, candidates: int = 1) -> Pipeline:
     """Patches of at most half a page, and nothing else."""
-    return Pipeline("patching", True, Codec.RAW, detector, candidates, PAGE_BYTES // 2, patch_first=True)
+    return replace(PAPERS_PATCHING, detector=detector, candidates=candidates)
 
 
 def label(k: int, s: int, candidates: int, bits: int | None, uniform_blocks: bool) -> str:

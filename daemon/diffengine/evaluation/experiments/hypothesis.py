@@ -2,6 +2,7 @@
 """Do patching and compression still add much to sharing?"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from matplotlib.figure import Figure
@@ -22,26 +23,29 @@ from diffengine.evaluation.experiment import (
     Table,
     Target,
 )
+from diffengine.evaluation.pipelines import OURS, PAPERS, SHARING, SHARING_LZ4
 from diffengine.evaluation.setting import Setting
 from diffengine.images import PAGE_BYTES
 
 MIB = 1 << 20
-PAPER_LIMIT = PAGE_BYTES // 2
 AS_PRINTED = "the paper's, 18-bit keys of any block"
 KEYS = {AS_PRINTED: Keys(bits=18, uniform_blocks=True)}
 PIPELINES = {
-    "sharing only": Pipeline("sharing only", share=True, codec=Codec.RAW),
-    "LZ4 only": Pipeline("LZ4 only", share=False, codec=Codec.LZ4),
-    "sharing + LZ4": Pipeline("sharing + LZ4", share=True, codec=Codec.LZ4),
-    "the paper's": Pipeline("the paper's", True, Codec.LZ4, Detector.HASH, patch_limit=PAPER_LIMIT, patch_first=True),
-    AS_PRINTED: Pipeline(AS_PRINTED, True, Codec.LZ4, Detector.HASH, patch_limit=PAPER_LIMIT, patch_first=True),
-    "LZ4 + our detector": Pipeline("LZ4 + our detector", True, Codec.LZ4, Detector.SHIFT),
-    "sharing + zstd": Pipeline("sharing + zstd", share=True, codec=Codec.ZSTD),
-    "zstd + the paper's detector": Pipeline("zstd + the paper's detector", True, Codec.ZSTD, Detector.HASH),
-    "zstd + our detector": Pipeline("zstd + our detector", True, Codec.ZSTD, Detector.SHIFT),
-    "sharing + dense": Pipeline("sharing + dense", share=True, codec=Codec.DENSE),
-    "dense + the paper's detector": Pipeline("dense + the paper's detector", True, Codec.DENSE, Detector.HASH),
-    "ours": Pipeline("ours", share=True, codec=Codec.DENSE, detector=Detector.SHIFT),
+    pipeline.name: pipeline
+    for pipeline in (
+        SHARING,
+        Pipeline("LZ4 only", False, Codec.LZ4),
+        SHARING_LZ4,
+        PAPERS,
+        replace(PAPERS, name=AS_PRINTED),
+        Pipeline("LZ4 + our detector", True, Codec.LZ4, Detector.SHIFT),
+        Pipeline("sharing + zstd", True, Codec.ZSTD),
+        Pipeline("zstd + the paper's detector", True, Codec.ZSTD, Detector.HASH),
+        Pipeline("zstd + our detector", True, Codec.ZSTD, Detector.SHIFT),
+        Pipeline("sharing + dense", True, Codec.DENSE),
+        Pipeline("dense + the paper's detector", True, Codec.DENSE, Detector.HASH),
+        OURS,
+    )
 }
 QUICK = (
     "sharing only",

@@ -5,7 +5,6 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from diffengine.analysis.pipelines import Codec, Detector, Pipeline
 from diffengine.evaluation import drawing, paper
 from diffengine.evaluation.carrying_out import trial
 from diffengine.evaluation.experiment import (
@@ -20,19 +19,17 @@ from diffengine.evaluation.experiment import (
     Step,
     Table,
 )
+from diffengine.evaluation.pipelines import OURS, PAPERS_PATCHING
 from diffengine.evaluation.setting import Setting
 from diffengine.images import PAGE_BYTES
 
-# Patches of at most half a page and nothing else: the table stops there.
-PATCHING = Pipeline("the paper's", True, Codec.RAW, Detector.HASH, patch_limit=PAGE_BYTES // 2, patch_first=True)
-OURS = Pipeline("ours", True, Codec.DENSE, Detector.SHIFT)
 PAPER = "paper: XP, Debian, Slackware"
 
 
 def run(paths: list[str], seed: int, jobs: int) -> Result:
     with trial(paths, seed, jobs) as images:
         pages = images.pages
-        return {"pages": pages, "patching": images.run(PATCHING), "ours": images.run(OURS)}
+        return {"pages": pages, "patching": images.run(PAPERS_PATCHING), "ours": images.run(OURS)}
 
 
 def plan(setting: Setting) -> list[Step]:

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from diffengine.evaluation.experiment import (
     Table,
     Target,
 )
+from diffengine.evaluation.pipelines import OURS, PAPERS_PATCH_LIMIT, SHARING_LZ4
 from diffengine.evaluation.setting import Setting
 from diffengine.hypervisor.embedded import Machine, Pager, Swap
 from diffengine.hypervisor.machine import check_errno
@@ -38,9 +40,7 @@ MIB = 1 << 20
 ALONE, AROUND = "alone", "with all around it"
 BATCH = 64
 ROUNDS = {True: 15, False: 40}
-FAST = Pipeline("fast", True, Codec.LZ4, Detector.SHIFT, patch_limit=PAGE_BYTES // 2)
-LZ4 = Pipeline("LZ4", True, Codec.LZ4)
-DENSE = Pipeline("dense", True, Codec.DENSE, Detector.SHIFT)
+FAST = Pipeline("fast", True, Codec.LZ4, Detector.SHIFT, patch_limit=PAPERS_PATCH_LIMIT)
 # The paper's operation, and ours beside it.
 PAPERS = {
     "share": "share",
@@ -60,24 +60,29 @@ def run(paths: list[str], seed: int, rounds: int) -> Result:
         times |= _codecs(images)
         for name, found in _on_machine(images, rounds).items():
             times[name] = times.get(name, {}) | found
-    return {TIMINGS: times}
+    return {TIMINGS: known(times)}
+
+
+def known(times: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Without those of which these images have no pages."""
+    found = {name: {kind: us for kind, us in each.items() if not isnan(us)} for name, each in times.items()}
+    return {name: each for name, each in found.items() if each}
 
 
 def _codecs(images: Trial) -> dict[str, dict[str, float]]:
     """Encoding and decoding alone, on one thread, caches as they are."""
     times = {}
-    for name, pipeline in (("LZ4", LZ4), ("fast form", FAST), ("dense", DENSE)):
+    for name, pipeline in (("LZ4", SHARING_LZ4), ("fast form", FAST), ("dense", OURS)):
         found = images.run(pipeline, timed=True)
         rebuilt = found[TIMINGS]
         if name == "LZ4":
-            times["decompress (LZ4)"] = {ALONE: rebuilt["rebuild_alone_us"]}
+            times["decompress (LZ4)"] = {ALONE: rebuilt.get("rebuild_alone_us", nan)}
             times["compress (LZ4)"] = {ALONE: images.encode_us(pipeline, patched=False)}
         elif name == "fast form":
-            if "rebuild_patched_us" in rebuilt:
-                times["unpatch (fast form)"] = {ALONE: rebuilt["rebuild_patched_us"]}
-                times["patch (fast form)"] = {ALONE: images.encode_us(pipeline, patched=True)}
+            times["unpatch (fast form)"] = {ALONE: rebuilt.get("rebuild_patched_us", nan)}
+            times["patch (fast form)"] = {ALONE: images.encode_us(pipeline, patched=True)}
         else:
-            times["decompress (dense)"] = {ALONE: rebuilt["rebuild_alone_us"]}
+            times["decompress (dense)"] = {ALONE: rebuilt.get("rebuild_alone_us", nan)}
             times["compress (dense)"] = {ALONE: images.encode_us(pipeline, patched=False)}
     return times
 
@@ -101,7 +106,7 @@ def _on_machine(images: Trial, rounds: int) -> dict[str, dict[str, float]]:
             times["share"] = {AROUND: host.share_us(leaders[:count], followers[:count])}
             times["copy on write"] = {AROUND: host.write_us(followers[:count])}
             alone = np.setdiff1d(images.unique(), np.concatenate([leaders, followers]))[: 3 * count]
-            ids = images.put(LZ4, store, alone)
+            ids = images.put(SHARING_LZ4, store, alone)
             for name, pages in (("LZ4", alone[:count]), ("swapped", alone[count : 2 * count])):
                 evict_us, gone = host.evict(pages, ids[pages])
                 if not len(gone):
@@ -138,7 +143,7 @@ class _Host:
             begin = time.perf_counter()
             self._pager.share(domids, sources, domids, clients)
             spent.append((time.perf_counter() - begin) / len(sources) * 1e6)
-        return float(np.median(spent)) if spent else float("nan")
+        return float(np.median(spent)) if spent else nan
 
     def evict(self, pages: PageNumbers, ids: PageNumbers) -> tuple[float, PageNumbers]:
         """Microseconds per page, and those that went."""
@@ -150,7 +155,7 @@ class _Host:
             results = self._pager.evict(domids, part, np.ascontiguousarray(ids[start : start + BATCH]))
             spent.append((time.perf_counter() - begin) / len(part) * 1e6)
             gone.append(part[results == Done.DONE])
-        return (float(np.median(spent)), np.concatenate(gone)) if spent else (float("nan"), pages[:0])
+        return (float(np.median(spent)), np.concatenate(gone)) if spent else (nan, pages[:0])
 
     def swap_out_us(self, ids: PageNumbers) -> float:
         spent = []
@@ -178,7 +183,7 @@ class _Host:
             begin = time.perf_counter()
             check_errno(access(page), "a guest's access")
             spent.append((time.perf_counter() - begin) * 1e6)
-        return float(np.median(spent)) if spent else float("nan")
+        return float(np.median(spent)) if spent else nan
 
     def close(self) -> None:
         lib.de_vcpu_free(self._vcpu)
