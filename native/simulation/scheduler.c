@@ -63,7 +63,7 @@ struct scheduler *scheduler_create(uint64_t seed, uint32_t gap)
     scheduler->point_ns = POINT_NS;
     scheduler->change_ns = CHANGE_NS;
     scheduler->next_deadline_ns = FOREVER;
-    scheduler->spins_left = SPINS;
+    scheduler->spins = scheduler->spins_left = SPINS;
     thread_scheduler = scheduler;
     simulation_countdown = NEVER;
     return scheduler;
@@ -184,7 +184,8 @@ void scheduler_run(struct scheduler *scheduler)
             wake_due(scheduler);
         if (scheduler->runnable_count) {
             if (!--scheduler->spins_left)
-                scheduler_fail(scheduler, "%u changes of fibers and nothing got done", SPINS);
+                scheduler_fail(scheduler, "%llu changes of fibers and nothing got done",
+                               (unsigned long long)scheduler->spins);
             dispatch(scheduler);
         } else if (scheduler->next_deadline_ns != FOREVER) {
             scheduler->now_ns = scheduler->next_deadline_ns;
@@ -201,7 +202,7 @@ void scheduler_finish(struct scheduler *scheduler)
 
 void scheduler_progress(struct scheduler *scheduler)
 {
-    scheduler->spins_left = SPINS;
+    scheduler->spins_left = scheduler->spins;
 }
 
 void scheduler_fail(struct scheduler *scheduler, const char *format, ...)

@@ -90,7 +90,8 @@ struct scheduler {
     uint64_t next_number;
     bool finished;
     char failure[FAILURE_BYTES]; /**< "": none */
-    uint64_t spins_left;         /**< changes until a run without progress counts as stuck */
+    uint64_t spins;              /**< a run makes progress within so many changes */
+    uint64_t spins_left;         /**< until it counts as stuck */
     int64_t saved_countdown;     /**< while quiet */
     unsigned quiet;              /**< > 0: points are off */
     uint32_t allocation_failures_per_million;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/** Over ten million operations, no run that went on took half as many changes for one. */
+#define SPINS 1000000u
 #define FRAMES_PER_MIB ((1u << 20) / DE_PAGE_SIZE)
 
 /* A full machine could not even start a pager whose store lies in a domain. */
@@ -152,6 +154,7 @@ int de_simulation_run(const struct de_simulation_options *options, struct de_sim
     if (status != DE_OK)
         return status;
     struct scheduler *scheduler = world->scheduler;
+    scheduler->spins = SPINS;
     if (scheduler_spawn(scheduler, PROCESS_MACHINE, "operator", operator_run, world))
         scheduler_run(scheduler);
     else
