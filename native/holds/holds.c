@@ -250,10 +250,32 @@ void de_holds_close(struct de_holds *holds)
     free(holds);
 }
 
+/* A pager that died may have left pages locked, and nobody else will ever unlock them. A count that changes
+ * meanwhile does not matter any more. */
+static void unlock_all(int fd)
+{
+    uint8_t bytes[DE_PAGE_SIZE];
+    ssize_t count;
+    for (off_t at = DE_PAGE_SIZE; (count = pread(fd, bytes, sizeof bytes, at)) > 0; at += count) {
+        bool locked = false;
+        for (ssize_t i = 0; i < count; i++) {
+            locked = locked || bytes[i] & LOCKED;
+            bytes[i] &= (uint8_t)~LOCKED;
+        }
+        if (locked && pwrite(fd, bytes, (size_t)count, at) != count)
+            return;
+    }
+}
+
 void de_holds_remove(int directory, uint16_t domain)
 {
     char name[NAME_BYTES];
     name_of(domain, name);
+    int fd = directory < 0 ? -1 : openat(directory, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0) {
+        unlock_all(fd);
+        close(fd);
+    }
     if (directory >= 0)
         unlinkat(directory, name, 0);
 }

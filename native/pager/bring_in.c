@@ -78,6 +78,7 @@ size_t bring_in_serve(struct bring_in *bring_in)
             bring_in->retry = true;
         }
     }
+    pager_release_soon(bring_in->pager);
     return answered;
 }
 

@@ -114,7 +114,9 @@ struct de_pager {
     bool owns_state;                 /**< store, swap and files are the pager's own (de_pager_open) */
 
     pthread_mutex_t lock; /**< the domain list, retired objects, the refusal; only ever held for a moment */
-    pthread_cond_t changed;
+    pthread_cond_t changed;      /**< a domain's references */
+    pthread_cond_t some_retired;
+    bool retirer_sleeps;
     struct pager_domain *domains[DE_PAGER_MAX_DOMAINS];
     uint32_t retired[RETIRED_CAPACITY]; /**< a ring of objects to release */
     char refusal[REFUSAL_BYTES];        /**< of the last command that was refused; "": told, or none */
@@ -163,6 +165,8 @@ struct pager_domain *pager_domain_get(struct de_pager *pager, uint16_t id);
 void pager_domain_put(struct de_pager *pager, struct pager_domain *domain);
 /** Have an object released by someone who may wait for the store's lock. */
 void pager_retire(struct de_pager *pager, uint32_t object);
+/** Wake that someone, if it sleeps: once nobody waits for the calling thread any more. */
+void pager_release_soon(struct de_pager *pager);
 /**
  * Whether the domain that a table is of is still there: its id may be another one's by now.
  * @return 0; -ESRCH: it is gone; another negative errno value: can't tell.

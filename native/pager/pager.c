@@ -10,9 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define GENERATION_MASK 0x1fffffffu
+#define RELEASE_PAUSE_NS 5000000
 
 bool entry_change(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, struct entry from,
                   struct entry to)
@@ -109,12 +111,20 @@ void pager_retire(struct de_pager *pager, uint32_t object)
     bool room = pager->retired_count < RETIRED_CAPACITY;
     if (room)
         pager->retired[(pager->retired_first + pager->retired_count++) % RETIRED_CAPACITY] = object;
-    if (pager->retired_count == 1)
-        pthread_cond_broadcast(&pager->changed);
     pthread_mutex_unlock(&pager->lock);
     /* 65,536 behind: now the fault path has to wait for the store's lock itself. */
     if (!room)
         de_store_release(pager->store, object);
+}
+
+void pager_release_soon(struct de_pager *pager)
+{
+    pthread_mutex_lock(&pager->lock);
+    if (pager->retired_count && pager->retirer_sleeps) {
+        pager->retirer_sleeps = false;
+        pthread_cond_signal(&pager->some_retired);
+    }
+    pthread_mutex_unlock(&pager->lock);
 }
 
 size_t de_pager_retire(struct de_pager *pager, size_t limit)
@@ -155,6 +165,7 @@ int de_pager_create(struct de_store *store, const struct de_hypervisor *hypervis
     pthread_mutex_init(&pager->proposals, NULL);
     pthread_mutex_init(&pager->lock, NULL);
     pthread_cond_init(&pager->changed, NULL);
+    pthread_cond_init(&pager->some_retired, NULL);
     *result = pager;
     return DE_OK;
 }
@@ -435,9 +446,13 @@ static void *retire_thread(void *argument)
     struct de_pager *pager = argument;
     while (!atomic_load(&pager->stop)) {
         pthread_mutex_lock(&pager->lock);
+        pager->retirer_sleeps = true;
         while (!pager->retired_count && !atomic_load(&pager->stop))
-            pthread_cond_wait(&pager->changed, &pager->lock);
+            pthread_cond_wait(&pager->some_retired, &pager->lock);
+        pager->retirer_sleeps = false;
         pthread_mutex_unlock(&pager->lock);
+        /* The guest that has its page back comes first, perhaps on this very processor. */
+        nanosleep(&(struct timespec){.tv_nsec = RELEASE_PAUSE_NS}, NULL);
         de_pager_retire(pager, RETIRED_CAPACITY);
     }
     return NULL;
@@ -447,7 +462,7 @@ static void request_stop(struct de_pager *pager)
 {
     pthread_mutex_lock(&pager->lock);
     atomic_store(&pager->stop, true);
-    pthread_cond_broadcast(&pager->changed);
+    pthread_cond_broadcast(&pager->some_retired);
     pthread_mutex_unlock(&pager->lock);
     HYPERCALL(pager, interrupt);
 }
@@ -569,6 +584,7 @@ void pager_unmake(struct de_pager *pager)
     de_rebuilder_free(pager->proposer.rebuilder);
     de_swap_channel_free(pager->proposer.channel);
     de_store_reader_free(pager->swapper);
+    pthread_cond_destroy(&pager->some_retired);
     pthread_cond_destroy(&pager->changed);
     pthread_mutex_destroy(&pager->lock);
     pthread_mutex_destroy(&pager->proposals);

@@ -431,5 +431,6 @@ int de_pager_restore(struct de_pager *pager, uint16_t id)
             worst = status;
     }
     pthread_mutex_unlock(&pager->proposals);
+    pager_release_soon(pager);
     return worst == DE_OK ? DE_OK : refuse(pager, worst, "domain %u: %s", id, why_not_restored(worst));
 }

@@ -211,6 +211,7 @@ size_t pager_serve_round(struct de_pager *pager, uint64_t timeout_ns)
         events += serve_domain(pager, ready[i]);
     if (atomic_exchange(&pager->disk_done, false) || pager->retries)
         look_after_all(pager);
+    pager_release_soon(pager);
     return events;
 }
 

@@ -161,7 +161,10 @@ static void *run(void *argument)
     struct world *world = actor->world;
     struct place *place = &world->places[actor->place];
     struct de_vcpu *vcpu = NULL;
-    int error = de_vcpu_create(world->machine, place->id, &vcpu);
+    int error;
+    do /* an allocation may fail */
+        error = de_vcpu_create(world->machine, place->id, &vcpu);
+    while (error == -ENOMEM && !place->leaving);
     if (!error)
         place->vcpus[actor->vcpu] = vcpu;
     struct de_simulation_step step;

@@ -164,6 +164,12 @@ MUTATIONS = (
         "    uint64_t start_ns = HYPERCALL(pager, now_ns);\n    int status = de_rebuild_page",
     ),
     Mutation(
+        "a page of a domain that went stays locked (found in the pager by virtual time)",
+        "holds/holds.c",
+        "    if (fd >= 0) {\n        unlock_all(fd);",
+        "    if (fd >= 0) {\n        (void)unlock_all;",
+    ),
+    Mutation(
         "a backend maps a nominated page without asking",
         "machine/touches.c",
         "    if (is_paging(type)) {",

@@ -730,6 +730,36 @@ static void test_device_model(void)
     finish();
 }
 
+/* A pager dies with a page locked, and its domain goes before there is another: whoever waits for the page goes
+ * on, though nobody needs the table any more. */
+static void test_locked_page_of_a_domain_that_went(void)
+{
+    enum { LOCKED = 0x80 };
+    start();
+    make_directory();
+    make_scenario();
+    uint16_t gone = make_guest(1, 50);
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, gone, 1), DE_OK);
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    CHECK_EQ(de_pager_set_device_model(pager, gone), DE_OK);
+    char path[128];
+    holds_path(gone, path, sizeof path);
+    uint8_t page = LOCKED;
+    int fd = open(path, O_RDWR);
+    CHECK(fd >= 0);
+    CHECK_EQ(pwrite(fd, &page, 1, DE_PAGE_SIZE), 1);
+    de_pager_leave(pager);
+    CHECK_EQ(de_machine_domain_destroy(machine, gone), 0);
+    open_pager();
+    CHECK_EQ(access(path, F_OK), -1);
+    CHECK_EQ(pread(fd, &page, 1, DE_PAGE_SIZE), 1);
+    CHECK_EQ(page, 0);
+    CHECK_EQ(close(fd), 0);
+    check_all();
+    finish();
+}
+
 static void refused(int status, const char *part)
 {
     struct de_pager_state given = given_state();
@@ -972,6 +1002,7 @@ int main(void)
     test_damaged_table();
     test_refused();
     test_device_model();
+    test_locked_page_of_a_domain_that_went();
     test_death_at_each_step();
     test_store_domain();
     return 0;
