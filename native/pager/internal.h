@@ -113,8 +113,8 @@ struct de_pager {
     int directory, directory_lock;   /**< -1: state in this process's memory only */
     bool owns_state;                 /**< store, swap and files are the pager's own (de_pager_open) */
 
-    pthread_mutex_t lock; /**< the domain list, retired objects, the refusal; only ever held for a moment */
-    pthread_cond_t changed;      /**< a domain's references */
+    pthread_mutex_t lock;   /**< the domain list, retired objects, the refusal; only ever held for a moment */
+    pthread_cond_t changed; /**< a domain's references */
     pthread_cond_t some_retired;
     bool retirer_sleeps;
     struct pager_domain *domains[DE_PAGER_MAX_DOMAINS];

@@ -10,6 +10,7 @@
 #define CHANGE_NS 200u
 /** A run makes progress within so many changes. */
 #define SPINS 4000000u
+#define NS_PER_MS 1000000u
 #define NEVER INT64_MAX
 #define PREEMPTED_NS 60000u
 #define PREEMPTION_TURNS 512u
@@ -63,6 +64,7 @@ struct scheduler *scheduler_create(uint64_t seed, uint32_t gap)
     scheduler->point_ns = POINT_NS;
     scheduler->change_ns = CHANGE_NS;
     scheduler->next_deadline_ns = FOREVER;
+    scheduler->limit_ns = FOREVER;
     scheduler->spins = scheduler->spins_left = SPINS;
     thread_scheduler = scheduler;
     simulation_countdown = NEVER;
@@ -182,6 +184,9 @@ void scheduler_run(struct scheduler *scheduler)
     while (!scheduler->finished) {
         if (scheduler->now_ns >= scheduler->next_deadline_ns)
             wake_due(scheduler);
+        if (scheduler->now_ns > scheduler->limit_ns)
+            scheduler_fail(scheduler, "not over after %llu ms",
+                           (unsigned long long)(scheduler->limit_ns / NS_PER_MS));
         if (scheduler->runnable_count) {
             if (!--scheduler->spins_left)
                 scheduler_fail(scheduler, "%llu changes of fibers and nothing got done",

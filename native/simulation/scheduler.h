@@ -92,6 +92,7 @@ struct scheduler {
     char failure[FAILURE_BYTES]; /**< "": none */
     uint64_t spins;              /**< a run makes progress within so many changes */
     uint64_t spins_left;         /**< until it counts as stuck */
+    uint64_t limit_ns;           /**< a run that lasts longer gets nowhere */
     int64_t saved_countdown;     /**< while quiet */
     unsigned quiet;              /**< > 0: points are off */
     uint32_t allocation_failures_per_million;

@@ -7,6 +7,9 @@
 
 /** Over ten million operations, no run that went on took half as many changes for one. */
 #define SPINS 1000000u
+/** And none took a tenth of this in all. */
+#define LIMIT_NS 5000000000u
+#define OPERATION_LIMIT_NS 100000u
 #define FRAMES_PER_MIB ((1u << 20) / DE_PAGE_SIZE)
 
 /* A full machine could not even start a pager whose store lies in a domain. */
@@ -155,6 +158,7 @@ int de_simulation_run(const struct de_simulation_options *options, struct de_sim
         return status;
     struct scheduler *scheduler = world->scheduler;
     scheduler->spins = SPINS;
+    scheduler->limit_ns = LIMIT_NS + options->operations * OPERATION_LIMIT_NS;
     if (scheduler_spawn(scheduler, PROCESS_MACHINE, "operator", operator_run, world))
         scheduler_run(scheduler);
     else

@@ -281,6 +281,8 @@ def find(mutation: Mutation, copy: Path, build: Path) -> tuple[bool, str]:
             check=False,
             timeout=600,
         )
+    except subprocess.TimeoutExpired:
+        return False, "no end in ten minutes"
     finally:
         source.write_text(original)
     lines = re.split(r"[\r\n]+", run.stdout.strip())

@@ -54,7 +54,8 @@ int de_holds_reopen(int directory, uint16_t domain, const struct de_uuid *uuid, 
                     struct de_holds **holds);
 /** Also gives up what de_holds_attach() got. */
 void de_holds_close(struct de_holds *holds);
-/** The pager: the domain is gone, or gets another table. A device model that waits for a page of it goes on. */
+/** The pager: the domain is gone, or gets another table. A device model that waits for a page of it goes on.
+ */
 void de_holds_remove(int directory, uint16_t domain);
 /** The table's descriptor, owned by the table. Of a device model's: -1. */
 int de_holds_fd(const struct de_holds *holds);

@@ -730,8 +730,8 @@ static void test_device_model(void)
     finish();
 }
 
-/* A pager dies with a page locked, and its domain goes before there is another: whoever waits for the page goes
- * on, though nobody needs the table any more. */
+/* A pager dies with a page locked, and its domain goes before there is another: whoever waits for the page
+ * goes on, though nobody needs the table any more. */
 static void test_locked_page_of_a_domain_that_went(void)
 {
     enum { LOCKED = 0x80 };
