@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from diffengine.evaluation.experiment import Outcome, Result, UnavailableError
-from diffengine.evaluation.experiments import c1_c4, fig4, fig5_7, fig8, fig9_11, fig12, passes, peers, rig, swapping
+from diffengine.evaluation.experiments import (
+    c1_c4,
+    fig4,
+    fig5_7,
+    fig8,
+    fig9_11,
+    fig12,
+    passes,
+    peers,
+    rig,
+    scale,
+    swapping,
+)
 from diffengine.evaluation.simulating import Lifetimes, kaplan_meier, shifting_trace
 from diffengine.hypervisor.protocol import PageState
 
@@ -43,6 +55,7 @@ def simulated(savings: list[float], operations: int = 1000, **more: Any) -> Resu
             **{name: savings if name == "sharing" else [0.0] * count for name in TECHNIQUES},
             "refaults": [second * 2 for second in range(count)],
             "swap_bytes": [second * MIB for second in range(count)],
+            "scan_cpu_s": [1.0 if second else 0.0 for second in range(count)],
             "operations": [round(operations * second / (count - 1)) for second in range(count)],
         },
         **more,
@@ -210,6 +223,21 @@ def test_policies_are_put_side_by_side(experiment: Any) -> None:
     more = {"ages_s": [10.0, 100.0], "untouched": [0.8, None]}
     outcome = experiment.conclude({policy: simulated([0.5] * 5, **more) for policy in experiment.POLICIES})
     assert len(outcome.tables[0].rows) >= 1
+    draw(outcome)
+
+
+def test_cost_is_told_over_the_run_and_after_its_beginning() -> None:
+    gib = {"memory-1024": 1 << 30, "memory-2048": 2 << 30, "domains-2": 1 << 30, "domains-8": 1 << 30}
+    results = {
+        name: simulated([0.5] * 11, allocated_bytes=size, cpu_s={"scan": size / (1 << 30), "fault": 0.0})
+        for name, size in gib.items()
+    }
+    outcome = scale.conclude(results)
+    # A second of ten for each GiB, all of it in the first half.
+    assert [row[1:] for row in outcome.tables[1].rows] == [
+        pytest.approx([10.0 * row_gib, 0.0], abs=1e-6) for row_gib in scale.EXTRAPOLATED_GIB
+    ]
+    assert "in 2 domains costs 10.00 % of a core, in 8 10.00 %" in outcome.verdict[1]
     draw(outcome)
 
 

@@ -13,6 +13,7 @@ from diffengine.evaluation.experiments import EXPERIMENTS, ioemu, swapping
 from diffengine.evaluation.setting import Setting
 from diffengine.simulation.scenario import TRACE, read_scenario
 from evaluation_runs import small_images, small_setting
+from image_fixtures import Block, qemu_core
 
 DURATION_S = 6.0
 
@@ -80,6 +81,26 @@ def test_guests_of_nonzero_pages_have_no_others(setting: Setting) -> None:
         for at in range(0, len(content), 4096)
     )
     assert found["allocated_bytes"] == pages * 4096
+
+
+def test_a_core_has_the_pages_of_a_raw_image(setting: Setting, tmp_path: Path) -> None:
+    raw = setting.guests.images[0].path
+    memory = raw.read_bytes()
+    core = tmp_path / "guest.core"
+    core.write_bytes(qemu_core([Block(0, memory)]))
+    kept = [simulating.without_zero_pages(image, tmp_path, number) for number, image in enumerate((raw, core))]
+    assert kept[0].read_bytes() == kept[1].read_bytes() != b""
+    assert simulating.nonzero_pages(raw) == simulating.nonzero_pages(core) == kept[0].stat().st_size // 4096
+
+
+def test_divided_guests_have_the_same_memory_and_work(setting: Setting) -> None:
+    steps = [step for experiment, step in simulated(setting) if experiment.name == "scale"]
+    few, many = (next(step for step in steps if step.name == f"domains-{count}") for count in (2, 8))
+    first, second = (simulating.run_divided(**shortened(step)) for step in (few, many))
+    assert (len(first["domains"]), len(second["domains"])) == (2, 8)
+    assert first["allocated_bytes"] == second["allocated_bytes"]
+    operations = [run["guest"]["reads"] + run["guest"]["writes"] for run in (first, second)]
+    assert operations[0] == pytest.approx(operations[1], rel=0.1)
 
 
 def test_what_the_device_model_maps_is_not_saved(setting: Setting) -> None:

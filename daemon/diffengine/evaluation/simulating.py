@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Scenarios run in virtual time, and what experiments need of their reports."""
 
+import ctypes
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from diffengine.evaluation.experiment import Result
 from diffengine.evaluation.setting import Corpus, GuestImage
 from diffengine.hypervisor.protocol import PageState
-from diffengine.images import PAGE_BYTES
+from diffengine.images import PAGE_BYTES, open_images
 from diffengine.simulation import Observed, SimulationResult, Where, as_json, simulate
 from diffengine.simulation.scenario import TRACE, TRACE_BITS, Scenario, read_scenario
 
@@ -80,8 +81,8 @@ def prepared(values: Values, nonzero_only: bool = False) -> Iterator[Scenario]:
             if nonzero_only:
                 domain["image"] = str(without_zero_pages(Path(each["image"]), folder, number))
             if domain["program"] == "trace" and "trace" not in domain:
-                pages = Path(domain["image"]).stat().st_size // PAGE_BYTES
-                domain |= fitting_trace(folder / f"{number}.bits", pages)
+                with open_images([domain["image"]]) as images:
+                    domain |= fitting_trace(folder / f"{number}.bits", images.pages)
             domains.append(domain)
         yield read_scenario("evaluate", {**values, "domain": domains}, "evaluate", [folder])
 
@@ -98,8 +99,29 @@ def fitting_trace(path: Path, pages: int) -> Values:
     return {"trace": str(path), "trace_bits": bits}
 
 
+def run_divided(values: Values, parts: int) -> Result:
+    """As `run`, with each guest divided into so many, which do its work together."""
+    with tempfile.TemporaryDirectory(prefix="diffengine-") as folder:
+        domains = []
+        for domain in values["domain"]:
+            for number, pages in enumerate(np.array_split(_words(Path(domain["image"])), parts)):
+                name = f"{domain['name']}-{number}"
+                path = Path(folder) / f"{name}.raw"
+                pages.tofile(path)
+                work = domain["operations_per_s"] / parts
+                domains.append({**domain, "name": name, "image": str(path), "operations_per_s": work})
+        return run({**values, "domain": domains})
+
+
 def _words(image: Path) -> NDArray[np.uint64]:
-    return np.fromfile(image, dtype=np.uint64).reshape(-1, PAGE_BYTES // 8)
+    """Of each page."""
+    with open_images([image]) as images:
+        addresses = images.addresses(np.arange(images.pages, dtype=np.uint32))
+        begins = np.flatnonzero(np.diff(addresses, prepend=np.uint64(0)) != PAGE_BYTES)
+        lengths = np.diff(begins, append=len(addresses)) * PAGE_BYTES
+        runs = zip(addresses[begins].tolist(), lengths.tolist(), strict=True)
+        content = b"".join(ctypes.string_at(address, length) for address, length in runs)
+    return np.frombuffer(content, dtype=np.uint64).reshape(-1, PAGE_BYTES // 8)
 
 
 def nonzero_pages(image: Path) -> int:
@@ -107,7 +129,7 @@ def nonzero_pages(image: Path) -> int:
 
 
 def without_zero_pages(image: Path, folder: Path, number: int) -> Path:
-    """A raw image of the non-zero pages of a raw image, whole MiBs of them."""
+    """A raw image of an image's non-zero pages."""
     words = _words(image)
     path = folder / f"{number}.raw"
     words[words.any(axis=1)].tofile(path)
@@ -129,6 +151,7 @@ def summary(result: SimulationResult) -> Result:
             "saving": [point["saving"] for point in series],
             **{name: [point["by_technique"][name] for point in series] for name in report["saving"]["by_technique"]},
             "refaults": [point["refaults"] for point in series],
+            "scan_cpu_s": [point["scan_cpu_s"] for point in series],
             "swap_bytes": [point["used_bytes"]["swap"] for point in series],
             "operations": [operations[n] for n in chosen],
         },
