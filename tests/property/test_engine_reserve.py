@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffengine.engine import EngineOptions, Policy, State, Technique
+from diffengine.engine import Engine, EngineOptions, Policy, State, Technique
 from diffengine.engine.reserve import LEAST_TRIM, PAGES_PER_MIB, is_due, shares_of_reserve
 from diffengine.hypervisor.embedded import Machine
 from engine_host import Bench, bench, random_pages, text_pages
@@ -175,3 +175,27 @@ def test_a_claim_of_somebody_else_is_left_alone_and_a_domain_that_is_left_keeps_
         run.engine.remove_domain(run.domids[0])
         run.engine.remove_domain(run.domids[1])
         assert claimed(run) == [0, 10]
+
+
+def test_an_engine_that_ends_gives_its_claims_back_and_no_others() -> None:
+    with bench([text_pages(100), random_pages(50)], NO_LIMITS) as run:
+        assert run.machine.claim(run.domids[1], 60)
+        run.sweep(16)
+        assert claimed(run) == [100, 10]
+        run.engine.close()
+        assert claimed(run) == [0, 10]
+
+
+def test_claims_of_a_killed_engine_are_the_next_one_s() -> None:
+    with bench([text_pages(100), text_pages(100, 1)], NO_LIMITS) as run:
+        run.sweep(16)
+        assert claimed(run) == [100, 100]
+        run.engine = Engine(run.machine, run.pager, NO_LIMITS, run.clock)
+        for domid in run.domids:
+            run.engine.add_domain(domid, 100, "all")
+        run.engine.remove_domain(run.domids[0])
+        assert claimed(run) == [0, 100]
+        # All of the second one's pages come back before the new engine looks.
+        run.pager.restore(run.domids[1])
+        run.sweep(1)
+        assert claimed(run) == [0, 0]

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine's pure decisions: Clock states, policies, limits."""
 
+import math
+
 import numpy as np
 import pytest
 
 from diffengine.engine import BUILT_IN_POLICIES, Policy, State, Technique, clock
-from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
+from diffengine.engine.limits import RefaultLimit, WatchRate, least_idle, room_to_evict
 from diffengine.engine.report import split_net
 from diffengine.engine.sharing import passes_needed, table_bytes_needed
 from diffengine.engine.swapping import bytes_to_free
@@ -73,13 +75,30 @@ def test_watching_slows_down_with_faults_and_recovers() -> None:
     assert 0 < rate.take(10**6) <= rate.pages_per_s
 
 
-@pytest.mark.parametrize(("refaults", "allowed"), [(0, 100), (15, 75), (30, 50), (60, 0), (90, 0)])
-def test_evictions_shrink_as_refaults_near_their_limit(refaults: int, allowed: int) -> None:
+@pytest.mark.parametrize(
+    ("refaults", "patience"), [(0, 1), (15, 4 / 3), (30, 2), (54, 10), (60, math.inf), (90, math.inf)]
+)
+def test_patience_grows_as_refaults_near_their_limit(refaults: int, patience: float) -> None:
     limit = RefaultLimit(per_minute=60)
     limit.observe(1.0, refaults)
-    assert limit.allowed(100) == allowed
+    assert limit.patience == pytest.approx(patience)
+    limit.observe(60.5, 0)
+    assert limit.patience == pytest.approx(patience)
     limit.observe(61.5, 0)
-    assert limit.allowed(100) == 100
+    assert limit.patience == 1
+
+
+def test_a_limit_of_no_refaults_evicts_nothing() -> None:
+    assert RefaultLimit(per_minute=0).patience == math.inf
+
+
+def test_with_patience_a_page_must_be_idle_for_longer() -> None:
+    assert [least_idle(patience, 3) for patience in (1, 2, 10, math.inf)] == [1, 4, 28, math.inf]
+
+
+def test_shared_pages_are_not_tried_while_too_many_pages_are_watched() -> None:
+    assert clock.has_room_for_trials(0, 1) and clock.has_room_for_trials(9, 100)
+    assert not clock.has_room_for_trials(10, 100)
 
 
 def test_room_to_evict_is_the_smaller_of_both_limits() -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from diffengine.engine import BUILT_IN_POLICIES, EngineOptions, Policy, State, Technique
+from diffengine.engine.limits import least_idle
 from diffengine.hypervisor.embedded import Machine, Pager
-from diffengine.hypervisor.protocol import Capabilities, NewObjects, ObjectIds
+from diffengine.hypervisor.protocol import Capabilities, Domids, Gfns, NewObjects, ObjectIds, Results
 from diffengine.native import NONE
 from engine_host import PAGE, Bench, Pages, bench, random_pages, similar_pages, text_pages
 
@@ -123,6 +124,47 @@ def test_refault_limit_stops_evictions() -> None:
         assert run.engine.report().reasons["refault_limit"] > 0
 
 
+class NotingPager(Pager):
+    """Knows which gfns were to be evicted since it was last asked."""
+
+    asked: list[int] = []
+
+    def evict(self, domids: Domids, gfns: Gfns, objects: ObjectIds) -> Results:
+        self.asked = [*self.asked, *gfns.tolist()]
+        return super().evict(domids, gfns, objects)
+
+
+def test_near_the_refault_limit_only_pages_go_that_were_idle_for_long() -> None:
+    limit, c4_visits = 230, 3
+    options = replace(NO_LIMITS, refault_limit=limit, c4_visits=c4_visits, visit_interval_s=0.5)
+    with bench([text_pages(200)], options, pager_type=NotingPager) as run:
+        run.sweep(ENOUGH_SWEEPS)
+        assert run.pager.counters().evicted == 200
+        assert run.read_all(0, operations=400) == 0
+        run.sweep(2)
+        (refaults,) = run.engine.report().refaults.values()
+        assert limit / 2 < refaults < limit
+        needed = least_idle(limit / (limit - refaults), c4_visits)
+        run.pager.asked = []  # type: ignore[attr-defined]
+        while not run.pager.asked:  # type: ignore[attr-defined]
+            idle = run.engine._table.idle.copy()
+            run.sweep(1)
+        # They are visited once more before they go.
+        assert min(idle[run.pager.asked]) + 1 >= needed  # type: ignore[attr-defined]
+        assert max(idle) > c4_visits + 2
+
+
+def test_shared_pages_are_not_made_private_in_numbers_when_nothing_may_be_evicted() -> None:
+    pages = text_pages(200)
+    with bench([pages, pages.copy()], replace(NO_LIMITS, refault_limit=0)) as run:
+        run.sweep(4)
+        assert run.machine.memory().used == 200
+        for _ in range(80):
+            run.sweep(1)
+            assert run.machine.memory().used <= 235
+        assert run.pager.counters().evictions == 0
+
+
 def test_min_resident_and_evicted_share_are_kept_to() -> None:
     with bench([text_pages(100)], NO_LIMITS, min_resident=70) as run:
         run.sweep(ENOUGH_SWEEPS)
@@ -154,7 +196,7 @@ def test_cold_shared_pages_become_one_object() -> None:
     with bench([pages, pages.copy(), pages.copy()], NO_LIMITS) as run:
         run.sweep(3)
         assert run.machine.memory().used == 80
-        run.sweep(60)
+        run.sweep(80)
         assert run.machine.memory().used == 0
         # The objects, and their model.
         assert run.store.statistics().objects <= 80 + 1

@@ -21,7 +21,10 @@ QUIET_VISITS = 2
 # To look whether a shared page is cold takes a frame and a fault, so it must have been quiet for longer, and only one
 # group of sharers in so many has its turn in a sweep.
 SHARED_QUIET_VISITS = 4
-TRIAL_SWEEPS = 32
+TRIAL_TURNS = 32
+# The frame is taken for as long as the page is watched. While this part of a domain is, because it was not watched for
+# long or because evictions are held up, trials would take more than they give.
+MOST_WAITING = 1 / 10
 # Twice as long would find a page that is in use too often: each time costs the guest a fault.
 TOUCH_BACKOFF = 2
 REFAULT_BACKOFF = 2
@@ -50,11 +53,16 @@ def back_off(backoff: Counts, chosen: NDArray[Any], by: int) -> None:
     backoff[chosen] = np.minimum(backoff[chosen] + by, MOST_BACKOFF)
 
 
-def on_trial(sources: NDArray[np.uint32], sweep: int) -> NDArray[np.bool_]:
+def on_trial(sources: NDArray[np.uint32], turn: int) -> NDArray[np.bool_]:
     """Whether the sharers' group with this number has its turn: all of its pages in the same sweep."""
-    # Neighbouring numbers belong to different sweeps, or a sweep would try all of one domain's pages.
-    result: NDArray[np.bool_] = sources % TRIAL_SWEEPS == sweep % TRIAL_SWEEPS
+    # Neighbouring numbers belong to different turns, or one would try all of one domain's pages.
+    result: NDArray[np.bool_] = sources % TRIAL_TURNS == turn % TRIAL_TURNS
     return result
+
+
+def has_room_for_trials(waiting: int, gfns: int) -> bool:
+    """May shared pages of a domain be tried, so many of whose pages are watched already."""
+    return waiting < gfns * MOST_WAITING
 
 
 def unshareable(quiet: Counts, backoff: Counts) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffengine.engine import clock
 from diffengine.engine.eviction import Candidates, Evictor
-from diffengine.engine.limits import RefaultLimit, WatchRate, room_to_evict
+from diffengine.engine.limits import RefaultLimit, WatchRate, least_idle, room_to_evict
 from diffengine.engine.options import LIVE_OPTIONS, EngineOptions
 from diffengine.engine.pace import Pace, RealPace, Work
 from diffengine.engine.pages import (
@@ -82,6 +82,9 @@ class Engine:
         self._portion = 0
         self._portions = 0
         self._sweeps = 0
+        # Which groups of sharers are on trial, and whose pages, in this sweep.
+        self._trial_turn = 0
+        self._on_trial: set[int] = set()
         self._sweep_start_s = 0.0
         self._settled_s = self._pace.now_s()
         self._cpu_s = 0.0
@@ -98,6 +101,7 @@ class Engine:
         domain = self._table.add_domain(domid, gfns, group, min_resident_pages)
         if self._capabilities.paging:
             recover_places(self._pager, self._table, domain)
+            self._reserve.adopt(domain)
         if log_dirty:
             self._written.begin(domain)
         self._watch_rates[domid] = WatchRate(self._options.fault_limit)
@@ -192,6 +196,17 @@ class Engine:
             self._sharing.begin_sweep()
         if self._evictor and (not self._sharing or self._sharing.cycles != cycles or not self._sweeps):
             self._evictor.begin_cycle()
+        if self._sharing and self._watches and self._may_compress_cold:
+            self._begin_trials()
+
+    def _begin_trials(self) -> None:
+        """The next groups of sharers have their turn as soon as there is a domain that has room for them."""
+        self._on_trial.clear()
+        for domain in self._table.domains:
+            waiting = int(np.count_nonzero(self._table.place[domain.part] == Place.WATCHED))
+            if clock.has_room_for_trials(waiting, domain.gfns):
+                self._on_trial.add(domain.domid)
+        self._trial_turn += bool(self._on_trial)
 
     def _end_sweep(self) -> None:
         self._portion = 0
@@ -365,7 +380,7 @@ class Engine:
         idle = pages[table.place[pages] == Place.RESIDENT]
         idle = idle[clock.watchable(table.quiet[idle], table.backoff[idle], passes)]
         self._watch_pages(domain, self._worth_evicting(idle))
-        if self._sharing and self._may_compress_cold:
+        if domain.domid in self._on_trial:
             self._try_shared(domain, pages)
 
     def _worth_evicting(self, pages: PageNumbers) -> PageNumbers:
@@ -380,7 +395,7 @@ class Engine:
         table = self._table
         shared = pages[table.place[pages] == Place.SHARED]
         sources = table.source[shared]
-        on_trial = clock.on_trial(sources, self._sweeps) & (table.sharers[sources] <= MOST_SHARERS_TO_TRY)
+        on_trial = clock.on_trial(sources, self._trial_turn) & (table.sharers[sources] <= MOST_SHARERS_TO_TRY)
         shared = shared[on_trial]
         shared = shared[clock.unshareable(table.quiet[shared], table.backoff[shared])]
         shared = self._worth_evicting(shared)
@@ -426,7 +441,7 @@ class Engine:
             cold &= EVICTABLE[table.place[pages]]
         if not cold.any():
             return
-        cold &= self._within_limits(domain, cold)
+        cold &= self._within_limits(domain, pages, cold)
         copies = cold & (leaders != NONE) & (leaders != pages)
         # Copies of what goes in this very batch follow it; of what is about to go, at their next visit.
         follow = np.isin(leaders, pages[cold & ~copies]) & copies
@@ -447,19 +462,28 @@ class Engine:
         if same.any() and self._evictor:
             self._evictor.evict_as(pages[same], leaders[same])
 
-    def _within_limits(self, domain: Domain, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """As many of the wanted pages as may go out now."""
+    def _within_limits(self, domain: Domain, pages: PageNumbers, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Those of the wanted pages that may go out now."""
+        within = wanted & self._cold_enough(domain, pages, wanted)
+        self._reasons.add(Reason.REFAULT_LIMIT, int((wanted & ~within).sum()))
         evicted = int(OUT[self._table.place[domain.part]].sum())
-        count = int(wanted.sum())
-        allowed = self._refault_limits[domain.domid].allowed(count)
-        self._reasons.add(Reason.REFAULT_LIMIT, count - allowed)
         room = room_to_evict(domain.gfns, evicted, domain.min_resident, self._options.evicted_share_limit)
-        if room.pages < allowed:
-            reason = Reason.MIN_RESIDENT if room.by_min_resident else Reason.EVICTED_SHARE
-            self._reasons.add(reason, allowed - room.pages)
-        within = np.zeros(len(wanted), dtype=np.bool_)
-        within[np.flatnonzero(wanted)[: min(allowed, room.pages)]] = True
+        beyond = np.flatnonzero(within)[room.pages :]
+        self._reasons.add(Reason.MIN_RESIDENT if room.by_min_resident else Reason.EVICTED_SHARE, len(beyond))
+        within[beyond] = False
         return within
+
+    def _cold_enough(self, domain: Domain, pages: PageNumbers, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the pages may go for all that came back of late."""
+        patience = self._refault_limits[domain.domid].patience
+        if self._watches:
+            needed = least_idle(patience, self._options.c4_visits)
+            cold: NDArray[np.bool_] = self._table.idle[pages] >= needed
+            return cold
+        # Nobody knows how long they have been idle: fewer go.
+        fewer = np.zeros(len(pages), dtype=np.bool_)
+        fewer[np.flatnonzero(wanted)[: int(wanted.sum() / patience + 0.5)]] = True
+        return fewer
 
     # Telling of it.
 
@@ -496,6 +520,7 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Gives up what it holds of the store."""
+        """Gives up what it holds of the store, and its claims."""
         if self._evictor:
             self._evictor.close()
+        self._reserve.close()

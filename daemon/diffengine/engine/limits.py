@@ -3,6 +3,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 
 MINUTE_S = 60.0
 
@@ -47,7 +48,8 @@ class WatchRate:
 
 @dataclass
 class RefaultLimit:
-    """Evictions slow down as refaults near the limit, and stop at it."""
+    """The nearer refaults are to the limit, the longer must a page have been idle to go: those come back that were
+    taken for cold too soon. At the limit none goes."""
 
     per_minute: int
     _history: deque[tuple[float, int]] = field(default_factory=deque)
@@ -60,11 +62,16 @@ class RefaultLimit:
         while self._history and self._history[0][0] <= now_s - MINUTE_S:
             self._in_minute -= self._history.popleft()[1]
 
-    def allowed(self, wanted: int) -> int:
-        """How many of the wanted pages may be evicted now: all while there is no refault, none at the limit."""
-        if self.per_minute <= 0:
-            return 0
-        return int(wanted * max(0.0, 1 - self._in_minute / self.per_minute) + 0.5)
+    @property
+    def patience(self) -> float:
+        """How many times as long as usual to wait: 1 while there is no refault, without end at the limit."""
+        left = self.per_minute - self._in_minute
+        return self.per_minute / left if left > 0 else inf
+
+
+def least_idle(patience: float, c4_visits: int) -> float:
+    """Visits that a page must have been found untouched; one is enough for those without patience."""
+    return 1 + c4_visits * (patience - 1)
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,23 @@ class Reserve:
                 self._reasons.begin_visit(claim.domid)
                 self._change(claim)
 
+    def adopt(self, domain: Domain) -> None:
+        """A claim of a domain that comes with pages out is an earlier engine's, and from now on ours."""
+        frames = self._host.domain_frames(domain.domid) if self._able and self._need(domain) else None
+        if frames and frames.claimed:
+            self._claimants.add(domain.domid)
+
     def forget(self, domain: Domain) -> None:
         """Nobody looks after its claim any more, so it must not grow with what the guest gives back."""
         if domain.domid in self._claimants:
             self._claimants.remove(domain.domid)
             self._host.claim(domain.domid, 0)
+
+    def close(self) -> None:
+        """Gives all claims back: the next engine may come late, or never."""
+        for domid in sorted(self._claimants):
+            self._host.claim(domid, 0)
+        self._claimants.clear()
 
     def _need(self, domain: Domain) -> int:
         return int(np.count_nonzero(NEEDS_FRAME[self._table.place[domain.part]]))
