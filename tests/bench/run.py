@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import footprint, live, simulations, targets, yardstick
+from bench import device_models, footprint, live, simulations, targets, yardstick
 from bench.targets import Row, Verdict, values
 from diffengine.evaluation import ksm
 
@@ -206,6 +206,8 @@ def measure_live(setting: Setting) -> list[Row]:
     rows = live.table2_rows(run_program(setting, "table2_bench", setting.images, *swap), setting.whole)
     rows += live.fault_rows(run_program(setting, "fault_bench", setting.images), setting.whole)
     rows += live.process_fault_rows(run_program(setting, "process_fault_bench", ()))
+    say("device_models.py")
+    rows += device_models.rows(setting.programs.parents[1], setting.runs)
     return rows + scan_rows(setting) + log_dirty_rows(setting)
 
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The shim under a device model, beside an evictor and a pager that is killed: what the device model moved,
- * and what the guest reads at the end, is right byte by byte.
+ * The shim under a device model, beside an evictor, daemons that come and go, and a pager that is killed:
+ * what the device model moved, and what the guest reads at the end, is right byte by byte.
  *
- * Usage: test-ioemu MACHINE PAGER DEVICE-MODEL SHIM [OPERATIONS [KILLS [MODE [GFNS]]]]
+ * Usage: test-ioemu MACHINE PAGER DEVICE-MODEL SHIM [OPERATIONS [KILLS [MODE [GFNS [EVICT-US]]]]]
  * SHIM is preloaded; `linked`: the device model has it in it; `none`: it does without, and the pager is not
  * told of it (which loses writes).
  */
@@ -41,7 +41,7 @@
 #define LEAST_EVICTED 100u
 /* A lost write: few pages, and an eviction that takes long. */
 #define LOST_WRITE_GFNS 16u
-#define EVICT_US "1000"
+#define SLOW_EVICT_US "1000"
 #define LOST_WRITE_TRIES "100"
 #define UNTIL_LOST "1000000000"
 
@@ -52,7 +52,7 @@ static struct de_machine_client *machine;
 static struct de_queue_client *queue;
 static uint16_t domain;
 static uint32_t gfns = DEFAULT_GFNS;
-static bool slow_evictions;
+static const char *evict_us;  /**< NULL: as long as an eviction takes */
 static int device_input = -1; /**< its standard input's other end */
 
 static void launch_pager(void)
@@ -78,8 +78,8 @@ static void start(void)
     snprintf(frames, sizeof frames, "%u", gfns + 64);
     snprintf(parent, sizeof parent, "%d", (int)getpid());
     const char *arguments[] = {machine_program, "--socket", socket_path, "--frames",
-                               frames,          "--parent", parent,      slow_evictions ? "--evict-us" : NULL,
-                               EVICT_US,        NULL};
+                               frames,          "--parent", parent,      evict_us ? "--evict-us" : NULL,
+                               evict_us,        NULL};
     machine_process = launch(arguments);
     CHECK(machine_process);
     CHECK_EQ(de_client_connect(socket_path, DE_CLIENT_READER, &machine), 0);
@@ -138,6 +138,8 @@ static pid_t launch_device_model(const char *operations, const char *mode, bool 
     setenv("DIFFENGINE_MACHINE", socket_path, 1);
     setenv("DIFFENGINE_STATE", strcmp(shim, "none") ? state_directory : "/nowhere", 1);
     setenv("DIFFENGINE_IOEMU_IDLE_MS", strcmp(mode, "unmapping") ? IDLE_MS : FOR_EVER_MS, 0);
+    if (!strcmp(mode, "lost-write")) /* what is mapped beside a page is held, too */
+        setenv("DIFFENGINE_IOEMU_CLUSTER_PAGES", "1", 1);
     if (!strcmp(mode, "two-writes"))
         setenv("DIFFENGINE_MACHINE_REFUSALS", "3", 1);
     if (by_signal) {
@@ -234,6 +236,16 @@ static void kill_pager(void)
     launch_pager();
 }
 
+/* As a daemon does that is started anew. */
+static void restart_daemon(void)
+{
+    de_queue_client_free(queue);
+    CHECK_EQ(de_queue_connect(state_directory, &queue), DE_OK);
+    de_queue_area(queue)->domains[0] = domain;
+    if (strcmp(shim, "none"))
+        CHECK_EQ(de_queue_call(queue, DE_COMMAND_DEVICE_MODEL, 1), DE_OK);
+}
+
 /* The guest reads what the device model says it must. @return the bytes compared. */
 static uint64_t check_guest(void)
 {
@@ -267,12 +279,14 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
     struct tally tally = {.evicted = 0};
     struct de_machine_accounting accounting;
     int status;
-    uint64_t random = 5, mapped = 0, samples = 0, began_ns, next_kill_ns;
-    /* That one is for pages in use. */
-    bool evicting = strcmp(mode, "sequential") != 0;
+    uint64_t random = 5, mapped = 0, samples = 0, began_ns, next_end_ns, daemons = 0;
+    /* Benchmarks: one for pages in use, one for pages that are all out at first. */
+    bool random_io = !strcmp(mode, "random"), evicting = !random_io && strcmp(mode, "sequential") != 0;
     start();
+    for (uint32_t gfn = 0; random_io && gfn < gfns; gfn++)
+        tally.evicted += propose_page(gfn) == DE_PROPOSAL_DONE;
     uint64_t before = evicting ? BEFORE_IT_STARTS < gfns / 2 ? BEFORE_IT_STARTS : gfns / 2 : 0;
-    while (tally.evicted < before)
+    while (evicting && tally.evicted < before)
         propose(&random, &tally);
     /* As the daemon does before a device model gets to work: the shim may take its time to say hello. */
     de_queue_area(queue)->domains[0] = domain;
@@ -280,7 +294,7 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
         CHECK_EQ(de_queue_call(queue, DE_COMMAND_DEVICE_MODEL, 1), DE_OK);
     pid_t device = launch_device_model(operations, mode, by_signal);
     began_ns = now_ns();
-    next_kill_ns = began_ns + NS_PER_S / 10;
+    next_end_ns = began_ns + NS_PER_S / 20;
     while (waitpid(device, &status, WNOHANG) == 0) {
         for (int i = 0; i < 16 && evicting; i++)
             propose(&random, &tally);
@@ -291,19 +305,24 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
         samples++;
         if (!evicting || tally.evicted >= before + LEAST_EVICTED)
             close_input();
-        if (kills && now_ns() > next_kill_ns) {
-            kill_pager();
-            kills--;
-            next_kill_ns = now_ns() + NS_PER_S / 10;
+        if (now_ns() > next_end_ns) {
+            if (kills && daemons % 2) {
+                kill_pager();
+                kills--;
+            }
+            restart_daemon();
+            daemons++;
+            next_end_ns = now_ns() + NS_PER_S / 20;
         }
     }
     close_input();
     CHECK(WIFEXITED(status));
     status = WEXITSTATUS(status);
     printf("%s, %s: %" PRIu64 " pages evicted, %" PRIu64 " proposals refused as held, %" PRIu64
-           " without holds, %" PRIu64 " otherwise; mapped at a time: %.0f of %u; %ld kills left; status %d\n",
+           " without holds, %" PRIu64 " otherwise; mapped at a time: %.0f of %u; %" PRIu64
+           " daemons, %ld pager kills left; status %d\n",
            mode, by_signal ? "SIGSEGV" : "userfaultfd", tally.evicted, tally.held, tally.not_held,
-           tally.other, (double)mapped / (double)(samples ? samples : 1), gfns, kills, status);
+           tally.other, (double)mapped / (double)(samples ? samples : 1), gfns, daemons, kills, status);
     if (status == 0 && strcmp(mode, "lost-write"))
         printf("the guest reads %" PRIu64 " bytes, all right\n", check_guest());
     /* Its end gave back what it had; the machine may take a moment to notice. */
@@ -319,13 +338,13 @@ static void test_lost_write(void)
 {
     const char *with = shim;
     gfns = LOST_WRITE_GFNS;
-    slow_evictions = true;
+    evict_us = SLOW_EVICT_US;
     CHECK_EQ(run(LOST_WRITE_TRIES, 0, "lost-write", false), 0);
     shim = "none";
     CHECK_EQ(run(UNTIL_LOST, 0, "lost-write", false), 3);
     shim = with;
     gfns = DEFAULT_GFNS;
-    slow_evictions = false;
+    evict_us = NULL;
 }
 
 /* A domain that takes so many frames. */
@@ -456,6 +475,7 @@ int main(int argc, char **argv)
         gfns = (uint32_t)atol(argv[8]);
     if (argc > 5) {
         const char *mode = argc > 7 ? argv[7] : "mixed";
+        evict_us = argc > 9 ? argv[9] : NULL;
         return run(argv[5], argc > 6 ? atol(argv[6]) : 0, mode, !has_userfaultfd());
     }
     if (has_userfaultfd()) {
