@@ -49,7 +49,7 @@ class Loop:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(300)
 
     def close(self) -> None:
         """Nothing is left in the middle of what it waits for."""
@@ -150,7 +150,7 @@ def _connected(path: Path, timeout_s: float) -> socket.socket:
 class Line:
     """A connection to a status socket that sends what it likes."""
 
-    def __init__(self, path: Path, timeout_s: float = 60.0) -> None:
+    def __init__(self, path: Path, timeout_s: float = 300.0) -> None:
         self.socket = _connected(path, timeout_s)
         self._lines = self.socket.makefile("rb")
 

@@ -416,16 +416,17 @@ static const char *why_not_restored(int status)
     }
 }
 
-int de_pager_restore(struct de_pager *pager, uint16_t id)
+int de_pager_restore_part(struct de_pager *pager, uint16_t id, uint32_t first, uint32_t count)
 {
     int worst = DE_OK;
     struct place place = {.domain = NULL};
     pthread_mutex_lock(&pager->proposals);
     if (find_place(pager, id, 0, &place) == DE_PROPOSAL_NO_DOMAIN)
         worst = place.domain ? DE_CORRUPT : DE_NOT_FOUND;
+    uint32_t gfns = place.domain ? place.domain->gfns : 0;
+    uint32_t end = first < gfns && count < gfns - first ? first + count : gfns;
     /* A page that can't come back now is no reason to leave the others out. */
-    for (place.gfn = 0; worst != DE_NOT_FOUND && worst != DE_CORRUPT && place.gfn < place.domain->gfns;
-         place.gfn++) {
+    for (place.gfn = first; worst != DE_NOT_FOUND && worst != DE_CORRUPT && place.gfn < end; place.gfn++) {
         int status = restore_page(pager, place);
         if (status != DE_OK)
             worst = status;
@@ -433,4 +434,9 @@ int de_pager_restore(struct de_pager *pager, uint16_t id)
     pthread_mutex_unlock(&pager->proposals);
     pager_release_soon(pager);
     return worst == DE_OK ? DE_OK : refuse(pager, worst, "domain %u: %s", id, why_not_restored(worst));
+}
+
+int de_pager_restore(struct de_pager *pager, uint16_t id)
+{
+    return de_pager_restore_part(pager, id, 0, UINT32_MAX);
 }

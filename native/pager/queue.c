@@ -285,6 +285,8 @@ static int carry_out(struct de_queue_server *server, uint32_t command, uint32_t 
     case DE_COMMAND_COMPACT:
         server->queue->objects[0] = (uint32_t)(de_store_compact(de_pager_store(pager)) / DE_PAGE_SIZE);
         return DE_OK;
+    case DE_COMMAND_RESTORE_PART:
+        return de_pager_restore_part(pager, own->domains[0], own->gfns[0], own->gfns[1]);
     default:
         return DE_INVALID;
     }

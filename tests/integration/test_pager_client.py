@@ -163,8 +163,13 @@ def test_pages_go_and_come_back(system: System) -> None:
     assert pager.rebuild(objects, rebuilt).all()
     assert (rebuilt.reshape(600, PAGE) == system.pages[:600]).all()
     assert (system.read_guest(gfns[:100]) == system.pages[:100]).all()
+    pager.restore_part(system.domid, 100, 100)
+    assert system.used_frames() == GFNS - 400
+    pager.restore_part(system.domid, 590, 10_000)
+    assert system.used_frames() == GFNS - 390
     pager.restore(system.domid)
     assert system.used_frames() == GFNS
+    pager.restore_part(system.domid, GFNS, 1)
     pager.remove_domain(system.domid)
     assert (pager.states(system.domid, 0, 5).states == PageState.RESIDENT).all()
 

@@ -32,8 +32,16 @@ def reading(taken_s: float, pid: int = 1, **counts: int) -> Reading:
     memory = {"host": 400, "free": 100, "used": 300, "store": 10, "tables": 5, "swap": 0, "swap_limit": 0, "saved": 185}
     status: dict[str, Any] = {
         **counted,
-        **{"version": "1", "host": "xen", "paused": False, "freeing": False, "corrupt": 0, "domains": 2},
-        **{"pid": pid, "taken_s": taken_s, "evicted_pages": 7, "domains_worked_on": 1},
+        **{
+            "version": "1",
+            "host": "xen",
+            "paused": False,
+            "freeing": False,
+            "coming_back": None,
+            "corrupt": 0,
+            "domains": 2,
+        },
+        **{"coming_back": None, "pid": pid, "taken_s": taken_s, "evicted_pages": 7, "domains_worked_on": 1},
         "memory": {name: count * MIB for name, count in memory.items()},
         "saved_by": {"sharing": 100 * MIB, "patching": 40 * MIB, "compression": 60 * MIB, "swapping": 0},
         "fault_us": {"p50": 12.0, "p99": 12_345.0},
@@ -54,6 +62,14 @@ def reading(taken_s: float, pid: int = 1, **counts: int) -> Reading:
         "reasons": None,
     }
     return Reading(status, (db, web))
+
+
+def test_what_is_on_its_way_back_is_told_in_the_title() -> None:
+    now = reading(1.0)
+    back = {"doing": "drain", "pages": 200, "done": 50, "left_s": 3.0}
+    status = {**now.status, "paused": True, "coming_back": back}
+    figures = Past().add(Reading(status, now.domains))
+    assert "drain 25 %" in header(figures, 80, PLAIN)[0].plain
 
 
 def test_rates_come_from_two_different_readings_of_one_daemon() -> None:

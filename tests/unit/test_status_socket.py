@@ -88,6 +88,16 @@ def test_what_is_no_request_is_refused_and_the_next_one_answered(on: Loop, path:
         assert "result" in line.ask("status")
 
 
+def test_events_take_no_parameters_and_say_so(on: Loop, path: Path) -> None:
+    with started(on, server(path)), closing(Line(path)) as line:
+        answer = line.ask("events", id_=7, domain="web")
+        assert (answer["id"], answer["error"]["code"]) == (7, Code.INVALID_PARAMETERS)
+        assert "domain" in answer["error"]["message"]
+        # It follows nothing: the next request is answered.
+        assert "result" in line.ask("status")
+        assert line.ask("events")["result"] == {"following": True}
+
+
 def test_a_defect_is_told_of_and_ends_nothing(on: Loop, path: Path) -> None:
     with started(on, server(path)), closing(Line(path)) as line:
         assert line.ask("defect")["error"]["code"] == Code.INTERNAL

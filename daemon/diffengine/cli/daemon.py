@@ -96,7 +96,7 @@ def at_socket(settings: Settings, path: Path | None) -> Settings:
     if path is None:
         return settings
     values = settings.configuration.values
-    values["socket"] = {**values.get("socket", {}), "path": str(path.absolute())}
+    values = {**values, "socket": {**values.get("socket", {}), "path": str(path.absolute())}}
     return Settings(settings.file, configuration(values, settings.configuration.engine.seed))
 
 

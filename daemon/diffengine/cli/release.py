@@ -7,7 +7,8 @@ from typing import Any
 
 from diffengine.cli.output import output
 from diffengine.errors import DiffengineError
-from diffengine.hypervisor.pager_control import PagerControl, no_room
+from diffengine.hypervisor.pager_control import PagerControl
+from diffengine.hypervisor.room import require_room
 from diffengine.hypervisor.xen.connection import Connection
 from diffengine.hypervisor.xen.domain_names import find_domain
 from diffengine.hypervisor.xen.libraries import running_version
@@ -81,12 +82,9 @@ def _domid(text: str, on_xen: bool) -> int:
 
 
 def _refuse_without_room(domid: int, state: Path) -> None:
-    """Before anything is moved: with part of it back, the domain is no nearer to its save and the host is full."""
     with PagerControl(state) as pager:
         pages = pager.pages_out(domid)
     with Connection() as connection:
         memory = connection.physical_memory()
-        claimed_by_it = sum(domain.outstanding_pages for domain in connection.domains() if domain.domid == domid)
-    free = memory.free - memory.claimed + claimed_by_it
-    if pages > free:
-        raise no_room(domid, pages, free)
+        own = sum(domain.outstanding_pages for domain in connection.domains() if domain.domid == domid)
+    require_room(f"domain {domid}", pages, memory.free, memory.claimed, min(own, pages))

@@ -11,15 +11,20 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from diffengine.cli.coming_back import call_and_show, words
 from diffengine.cli.output import Output, output
 from diffengine.cli.values import whole_number
+from diffengine.engine.report import TECHNIQUES
 from diffengine.errors import one_line
 from diffengine.service.client import Client
 from diffengine.service.configuration import SOCKET
 from diffengine.settings import value_of
+from diffengine.settings.checked import MOST_MIB
 
 MIB = 1 << 20
 Values = dict[str, Any]
+# Methods that take as long as the pages do, and say how far they are.
+BRING_BACK = ("page-in", "drain")
 # `free` fell short of what was wanted.
 EXIT_NOT_ENOUGH = 3
 
@@ -49,7 +54,7 @@ def add_parsers(commands: "argparse._SubParsersAction[Any]") -> None:
     page_in = add("page-in", Command("page-in", "bring all pages of a domain back, and pause it", show_pages))
     page_in.add_argument("domain", metavar="DOMAIN", help=DOMAIN)
     free = add("free", Command("free", "make room for a domain that is about to start", show_free))
-    free.add_argument("mib", metavar="MIB", type=whole_number(1, 1 << 20), help="that are to be free")
+    free.add_argument("mib", metavar="MIB", type=whole_number(1, MOST_MIB), help="that are to be free")
     free.add_argument(
         "--timeout-s", type=whole_number(1, 600), default=30, metavar="S", help="and then say how far it came (30)"
     )
@@ -87,8 +92,12 @@ def parameters_of(arguments: argparse.Namespace) -> Values:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with Client(arguments.socket) as client:
-        result = client.call(arguments.command.method, **parameters_of(arguments))
+    method, parameters = arguments.command.method, parameters_of(arguments)
+    if method in BRING_BACK:
+        result = call_and_show(arguments.socket, method, parameters, arguments.json)
+    else:
+        with Client(arguments.socket) as client:
+            result = client.call(method, **parameters)
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
@@ -114,6 +123,8 @@ def show_status(console: Output, status: Values) -> None:
     state = "paused" if status["paused"] else "freeing memory" if status["freeing"] else "at work"
     worked_on, domains = status["domains_worked_on"], status["domains"]
     console.print(f"diffengine {status['version']} on {status['host']}, {state}: {worked_on} of {domains} domains")
+    if status["coming_back"]:
+        console.print(f"{status['coming_back']['doing']}: {words(status['coming_back'])}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -147,9 +158,6 @@ def show_domains(console: Output, result: Values) -> None:
             str(domain["domid"]), name, domain["standing"], mib(domain["memory_bytes"]), *techniques, refaults
         )
     console.print(table)
-
-
-TECHNIQUES = ("sharing", "patching", "compression", "swapping")
 
 
 def show_reasons(console: Output, result: Values) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from diffengine.engine.mapping import map_pages, objects_of
 from diffengine.engine.pages import HEADER_BYTES, IN_STORE, UNKNOWN_KEY, Domain, PageTable, Place
+from diffengine.engine.report import DomainReport, domain_report
 from diffengine.hypervisor.protocol import Host, Pager, PageState
 from diffengine.native import NONE, PAGE_BYTES, Addresses, Digester, Encoding, PageNumbers
 
@@ -32,6 +33,14 @@ def recover_places(pager: Pager, table: PageTable, domain: Domain) -> None:
     place[out] = places[which]
     if table.evicts:
         table.saved[domain.part][out] = bytes_saved[which]
+
+
+def report_from_table(pager: Pager, domid: int, gfns: int) -> DomainReport:
+    """What is out of a domain that no engine looks after, and what that saves."""
+    table = PageTable(shares=False, evicts=True, patches=False)
+    domain = table.add_domain(domid, gfns, group=0, min_resident=0)
+    recover_places(pager, table, domain)
+    return domain_report(table, domain, None)
 
 
 class Recall:

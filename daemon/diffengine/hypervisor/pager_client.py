@@ -136,6 +136,11 @@ class PagerClient(ProposingPager):
         """Loads every page of a domain that is out."""
         self._call_domain(lib.DE_COMMAND_RESTORE, domid, f"bringing back the pages of domain {domid}")
 
+    def restore_part(self, domid: int, first: int, count: int) -> None:
+        """The same of `count` gfns from `first` on."""
+        self._area.gfns[:2] = first, count
+        self._call_domain(lib.DE_COMMAND_RESTORE_PART, domid, f"bringing back pages of domain {domid}")
+
     def pages_out(self, domid: int) -> int:
         """How many of the domain's pages have no frame; 0 for one that the pager does not have."""
         pages = ffi.new("uint32_t *")

@@ -11,6 +11,7 @@ from diffengine._native import ffi, lib
 from diffengine.errors import DiffengineError
 from diffengine.hypervisor.pager_client import check_answer
 from diffengine.hypervisor.protocol import HostGoneError
+from diffengine.hypervisor.room import NoRoomError
 from diffengine.native import check
 
 # Another operator may be at it, and a page that a guest waits for may be on its way in.
@@ -18,7 +19,7 @@ RETRY_S = 0.1
 
 
 class ReleaseRefusedError(DiffengineError):
-    """The domain can't do without the pager: why, with numbers, and what to do."""
+    """The domain can't do without the pager yet: why, and what to do."""
 
 
 class PagerControl:
@@ -60,7 +61,7 @@ class PagerControl:
         return int(pages[0])
 
     def release(self, domid: int, patience_s: float) -> None:
-        """Brings everything back and lets go. Raises ReleaseRefusedError if it can't be done."""
+        """Brings everything back and lets go. Raises ReleaseRefusedError or NoRoomError if it can't be done."""
         deadline_s = time.monotonic() + patience_s
         while (status := self._call(lib.DE_COMMAND_RELEASE_DOMAIN, domid)) == lib.DE_BUSY:
             if time.monotonic() > deadline_s:
@@ -70,7 +71,7 @@ class PagerControl:
                 )
             time.sleep(RETRY_S)
         if status == lib.DE_NO_MEMORY:
-            raise no_room(domid, self.pages_out(domid), None)
+            raise NoRoomError(f"domain {domid}", self.pages_out(domid), None)
         self._check(status, domid, "releasing")
 
     def take_back(self, domid: int) -> None:
@@ -87,16 +88,3 @@ class PagerControl:
                 raise HostGoneError(f"the pager went while it was {doing} domain {domid}; try again when it is back")
             raise DiffengineError(f"there is no domain {domid}; `xl list` shows which there are")
         check_answer(self._client, status, f"{doing} domain {domid}")
-
-
-def no_room(domid: int, pages_out: int, free_frames: int | None) -> ReleaseRefusedError:
-    """Its pages need frames that are not there."""
-    free = "the host has too little free" if free_frames is None else f"the host has {_size(free_frames)} free"
-    return ReleaseRefusedError(
-        f"domain {domid} needs {_size(pages_out)} for pages that are out, and {free}; make room first "
-        "(end or balloon down other domains), then try again"
-    )
-
-
-def _size(pages: int) -> str:
-    return f"{pages:,} pages ({pages / 256:,.1f} MiB)"

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from diffengine.engine.report import TECHNIQUES
 from diffengine.errors import one_line
-from diffengine.screen.figures import TECHNIQUES, DomainFigures, Figures, SortKey, ordered
+from diffengine.native import PAGE_BYTES
+from diffengine.screen.figures import DomainFigures, Figures, SortKey, ordered
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -138,7 +140,9 @@ def header(figures: Figures, width: int, drawn: Glyphs, trouble: str = "") -> li
 def _title(figures: Figures) -> Text:
     status = figures.reading.status
     doing, style = "at work", "bold green"
-    if status["paused"]:
+    if back := status["coming_back"]:
+        doing, style = f"{back['doing']} {100 * back['done'] // max(1, back['pages'])} %", "bold yellow"
+    elif status["paused"]:
         doing, style = "paused", "bold yellow"
     elif status["freeing"]:
         doing, style = "freeing memory", "bold yellow"
@@ -290,7 +294,7 @@ def _top_reason(domain: DomainFigures) -> str:
     if domain.top_reason is None:
         return "-"
     reason, pages = domain.top_reason
-    return f"{reason} {size(pages * 4096)}"
+    return f"{reason} {size(pages * PAGE_BYTES)}"
 
 
 def frame(figures: Figures, width: int, drawn: Glyphs, key: SortKey = SortKey.DOMAIN) -> list[Text]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-TECHNIQUES = ("sharing", "patching", "compression", "swapping")
+from diffengine.engine.report import TECHNIQUES
+
 COUNTED = ("refaults", "touches", "evictions")
 HISTORY = 120
 Values = dict[str, Any]

@@ -2,6 +2,7 @@
 """The other end of the status socket, for the command line."""
 
 import json
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -67,8 +68,22 @@ class Client:
 
     def call(self, method: str, **parameters: Any) -> Any:
         """The result. Raises DaemonError with what the daemon says."""
+        self.begin(method, **parameters)
+        return self.end()
+
+    def begin(self, method: str, **parameters: Any) -> None:
+        """Asks; `end` has the result."""
         with suppress(BrokenPipeError):  # it may have said why
             self._socket.sendall(request_line(method, parameters))
+
+    def answered(self, timeout_s: float) -> bool:
+        """Whether `end` would not wait, within so long."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def end(self) -> Any:
+        """The result of what was begun. Raises DaemonError with what the daemon says."""
         return result_of(self._read())
 
     def events(self) -> Iterator[dict[str, Any]]:

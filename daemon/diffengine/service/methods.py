@@ -5,10 +5,11 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from diffengine.errors import DiffengineError, one_line
+from diffengine.hypervisor.room import NoRoomError
+from diffengine.service.bringing_back import BringingBack
 from diffengine.service.configuration import ConfigurationError
 from diffengine.service.events import EventKind, Events
 from diffengine.service.explain import explain
@@ -20,9 +21,9 @@ from diffengine.service.rpc import Code, RpcError
 from diffengine.service.snapshot import DomainStatus, Snapshot
 from diffengine.service.worker import Worker
 from diffengine.settings import CheckedTable
+from diffengine.settings.checked import MOST_MIB
 
 MIB = 1 << 20
-MOST_MIB = 1 << 20
 LOOK_S = 0.25
 DOMAIN_WANTED = "params domain: must be a domain's number, UUID or name"
 Result = TypeVar("Result")
@@ -45,6 +46,7 @@ class Methods:
         self._events = events
         self._connected = connected
         self._busy = asyncio.Lock()
+        self._bringing_back = BringingBack(self._on_engine)
         self.by_name = {
             "status": Method(self._status, changes=False),
             "domains": Method(self._domains, changes=False),
@@ -71,14 +73,19 @@ class Methods:
             return await method.answer(CheckedTable("params", untrusted_parameters, []))
         except ConfigurationError as error:
             raise RpcError(Code.INVALID_PARAMETERS, one_line(str(error))) from error
+        except NoRoomError as error:
+            numbers = {"pages": error.pages, "free_pages": error.free_pages}
+            raise RpcError(Code.REFUSED, one_line(str(error)), data=numbers) from error
         except DiffengineError as error:
             raise RpcError(Code.REFUSED, one_line(str(error))) from error
 
     # What only reads.
 
     async def _status(self, parameters: CheckedTable) -> Answer:
+        """What is on its way back is told as it is now; the rest is the latest snapshot's."""
         finish(parameters)
-        return asdict(self._snapshot.status)
+        progress = self._bringing_back.progress
+        return {**asdict(self._snapshot.status), "coming_back": progress and asdict(progress)}
 
     async def _domains(self, parameters: CheckedTable) -> Answer:
         finish(parameters)
@@ -148,19 +155,17 @@ class Methods:
 
     async def _page_in(self, parameters: CheckedTable) -> Answer:
         domid = self._which(parameters).domid
-        pages = await self._on_engine(lambda operations: operations.page_in(domid))
+        async with self._alone():
+            out = await self._on_engine(lambda operations: operations.begin_page_in(domid))
+            pages = await self._bringing_back.run("page-in", out)
         return {"domid": domid, "pages": pages}
 
     async def _drain(self, parameters: CheckedTable) -> Answer:
-        """Everything comes back, and the engine is paused; domain by domain, so that others are answered between."""
+        """Everything comes back, and the engine is paused."""
         finish(parameters)
         async with self._alone():
-            await self._on_engine(Operations.domids_out)
-            await self._on_engine(lambda operations: operations.pause(None))
-            out = await self._on_engine(Operations.domids_out)
-            pages = 0
-            for domid in out:
-                pages += await self._on_engine(partial(Operations.bring_back, domid=domid))
+            out = await self._on_engine(Operations.begin_drain)
+            pages = await self._bringing_back.run("drain", out)
         return {"domains": len(out), "pages": pages}
 
     async def _release(self, parameters: CheckedTable) -> Answer:
@@ -239,7 +244,7 @@ class _Alone:
 
     async def __aenter__(self) -> None:
         if self._lock.locked():
-            raise RefusedError("another free, release or drain is under way; try again when it is done")
+            raise RefusedError("another free, release, page-in or drain is under way; try again when it is done")
         await self._lock.acquire()
 
     async def __aexit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from diffengine.engine import EngineOptions
 from diffengine.errors import DiffengineError
 from diffengine.hypervisor.protocol import DomainInfo, Life
+from diffengine.hypervisor.room import PAGES_PER_MIB, mib, require_room
 from diffengine.native import PAGE_BYTES, NativeError
 from diffengine.service.attached import AttachedEngine, Cause, DomainTerms, LeftAlone, Standing, own_group, shown_group
 from diffengine.service.configuration import (
@@ -22,19 +23,18 @@ from diffengine.service.configuration import (
 )
 from diffengine.service.events import EventKind
 from diffengine.service.host import Connected
+from diffengine.service.left_alone import LeftAloneReports
 from diffengine.service.overrides import Overrides, Place, settle
+from diffengine.service.parts import Part, parts_away
 from diffengine.service.readiness import LONG_AGO, why_not_yet
 from diffengine.service.snapshot import Snapshot, take_snapshot
 
-PAGES_PER_MIB = (1 << 20) // PAGE_BYTES
 # While memory is wanted, pages are visited so many times as often.
 FREEING_SPEED = 4
 LEAST_INTERVAL_S = 0.001
 # Telling may take so much of the thread's time, and at most so often.
 TELLING_SHARE = 0.002
 TELL_INTERVAL_S = 1.0
-RESTORE_PATIENCE_S = 10.0
-RETRY_S = 0.05
 # Kind, text, domid, UUID, and why: a Cause, or "".
 Tell = Callable[[EventKind, str, int | None, str, str], None]
 
@@ -85,6 +85,7 @@ class Operations:
         self._attached = AttachedEngine(
             connected.host, connected.pager, configuration.engine, self._terms, self._standing_changed
         )
+        self._left_alone = LeftAloneReports(connected.pager)
         self._first_look = True
         self._attached.look()
         self._first_look = False
@@ -94,9 +95,12 @@ class Operations:
 
     def step(self) -> float:
         """One step of the engine, if it is not paused. Seconds to wait before the next."""
-        self._attached.look_in_time()
         self._keep_promise()
-        wait_s = TELL_INTERVAL_S if self._all_paused else self._attached.step()
+        if self._all_paused:
+            self._attached.look_in_time()
+            wait_s = TELL_INTERVAL_S
+        else:
+            wait_s = self._attached.step()
         if time.monotonic() >= self._tell_s:
             self.refresh()
         return wait_s
@@ -122,7 +126,7 @@ class Operations:
         status = self.snapshot.status
         paused = "paused; " if status.paused else ""
         return (
-            f"{paused}saving {_mib(status.memory.saved // PAGE_BYTES)} of {status.domains_worked_on} domains; "
+            f"{paused}saving {mib(status.memory.saved // PAGE_BYTES)} of {status.domains_worked_on} domains; "
             f"{status.domains - status.domains_worked_on} left alone"
         )
 
@@ -133,6 +137,7 @@ class Operations:
         return take_snapshot(
             self._connected,
             self._attached,
+            self._left_alone,
             self._identities,
             paused=self._all_paused,
             freeing=max(self._wanted_bytes, self._refreeing_bytes) > 0,
@@ -327,56 +332,50 @@ class Operations:
         return self._connected.pager.pages_out(domid)
 
     def check_room(self, out: Mapping[int, int], what: str) -> None:
-        """Raises RefusedError if so many pages of these domains find no free frames: half of them back helps nobody,
-        and fills the host. What is claimed for themselves is theirs."""
-        host = self._connected.host
-        pages, own = sum(out.values()), 0
+        """Raises NoRoomError if so many pages of these domains find no free frames. What is claimed for themselves is
+        theirs."""
+        host, own = self._connected.host, 0
         for domid, count in out.items():
             frames = host.domain_frames(domid)
             own += min(frames.claimed, count) if frames else 0
-        free = self._unclaimed(own)
-        if pages > free:
-            raise RefusedError(
-                f"{what} needs {_mib(pages)} for pages that are out, and the host has {_mib(free)} free for them; make "
-                "room first (end or balloon down other domains, or lower reserve_mib), then try again"
-            )
+        memory = host.memory()
+        require_room(what, sum(out.values()), memory.free, memory.claimed, own)
 
-    def _unclaimed(self, own: int = 0) -> int:
-        """Free frames that nobody has claimed, and `own` that the asker has."""
-        memory = self._connected.host.memory()
-        return memory.free - memory.claimed + own
-
-    def page_in(self, domid: int) -> int:
-        """Brings all its pages back, and pauses it, so that they stay. How many."""
-        self.check_room({domid: self.pages_out(domid)}, self._called(domid))
+    def begin_page_in(self, domid: int) -> dict[int, int]:
+        """Pauses it, so that its pages stay when they are back. How many are out."""
+        out = {domid: self.pages_out(domid)}
+        self.check_room(out, self._called(domid))
         self.pause(domid)
-        return self.bring_back(domid)
+        return out
 
-    def bring_back(self, domid: int) -> int:
-        """The same for one that is not worked on now."""
-        pages = self.pages_out(domid)
-        self._restore(domid)
-        self._tell(EventKind.PAGED_IN, f"{self._called(domid)}: {pages:,} pages came back", domid)
-        self.refresh()
-        return pages
+    def begin_drain(self) -> dict[int, int]:
+        """Pauses the engine. Pages that are out, of each domain that has some. Raises NoRoomError if not all could come
+        back; then nothing has changed."""
+        self._check_drain()
+        self.pause(None)
+        return self._check_drain()
 
-    def _restore(self, domid: int) -> None:
-        """A page that its guest waits for may be on its way in already: then once more."""
-        deadline_s = time.monotonic() + RESTORE_PATIENCE_S
-        while self.pages_out(domid):
-            try:
-                self._connected.pager.restore(domid)
-                return
-            except NativeError:
-                if time.monotonic() > deadline_s:
-                    raise
-            time.sleep(RETRY_S)
-
-    def domids_out(self) -> dict[int, int]:
-        """Pages that are out, of each domain that has some. Raises RefusedError if not all could come back."""
+    def _check_drain(self) -> dict[int, int]:
         out = {domid: pages for domid in self._attached.domains if (pages := self.pages_out(domid))}
         self.check_room(out, "draining")
         return out
+
+    def parts_away(self, domid: int) -> list[Part]:
+        """Of a domain's pages those that are not at home, in parts that do not take long."""
+        domain = self._attached.domains.get(domid)
+        return parts_away(self._connected.pager.states(domid, 0, domain.gfns).states) if domain else []
+
+    def bring_back(self, domid: int, part: Part) -> bool:
+        """Whether all of it is back. What is not finds no frame, or is on its way already: then once more."""
+        try:
+            self._connected.pager.restore_part(domid, part.first, part.count)
+        except NativeError:
+            return False
+        return True
+
+    def is_back(self, domid: int, pages: int) -> None:
+        self._tell(EventKind.PAGED_IN, f"{self._called(domid)}: {pages:,} pages came back", domid)
+        self.refresh()
 
     # Memory that is wanted.
 
@@ -431,7 +430,8 @@ class Operations:
         self.refresh()
 
     def _spare_dom0(self) -> None:
-        self._connected.pager.least_available_bytes = int(self.configuration.min_available_mib) << 20
+        pages = int(self.configuration.min_available_mib * PAGES_PER_MIB)
+        self._connected.pager.least_available_bytes = pages * PAGE_BYTES
 
     def _options(self) -> EngineOptions:
         options = self.configuration.engine
@@ -461,7 +461,3 @@ def which(domains: Sequence[Named], text: str) -> int:
         if found:
             raise RefusedError(f"several domains are called {text}; name it by number or UUID")
     raise RefusedError(f"there is no domain {text[:60]}; `diffengine domains` shows which there are")
-
-
-def _mib(pages: int) -> str:
-    return f"{pages / PAGES_PER_MIB:,.1f} MiB"

@@ -12,7 +12,7 @@ def release(state: Path, domid: int) -> int:
     """All pages of the domain come back, and the pager does not take it again until `take_back`. How many.
 
     On a thread of the caller's own: the pager's queue for operators, which this waits for, is not the engine's. Raises
-    ReleaseRefusedError; then the domain goes on as before.
+    ReleaseRefusedError or NoRoomError; then the domain goes on as before.
     """
     with PagerControl(state) as pager:
         pages = pager.pages_out(domid)

@@ -30,11 +30,13 @@ Id = str | int | None
 class RpcError(Exception):
     """To be told to who asked."""
 
-    def __init__(self, code: Code, message: str, id_: Id = None) -> None:
+    def __init__(self, code: Code, message: str, id_: Id = None, data: dict[str, Any] | None = None) -> None:
+        """data: numbers that the message has in words."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.id = id_
+        self.data = data
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def result_line(id_: Id, result: Any) -> bytes:
 
 
 def error_line(error: RpcError) -> bytes:
-    return _line({"jsonrpc": "2.0", "id": error.id, "error": {"code": int(error.code), "message": error.message}})
+    told: dict[str, Any] = {"code": int(error.code), "message": error.message}
+    if error.data is not None:
+        told["data"] = error.data
+    return _line({"jsonrpc": "2.0", "id": error.id, "error": told})
 
 
 def event_line(event: dict[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ from diffengine.service.methods import finish
 from diffengine.service.rpc import (
     MOST_REQUEST_BYTES,
     Code,
+    Request,
     RpcError,
     error_line,
     event_line,
@@ -231,22 +232,17 @@ class _Conversation:
             except asyncio.LimitOverrunError:
                 await self._write(error_line(RpcError(Code.TOO_LONG, f"longer than {MOST_REQUEST_BYTES} bytes")))
                 return
-            if subscription := self._subscription(untrusted_line):
-                await self._write(subscription)
+            if request := _subscription(untrusted_line):
+                try:
+                    finish(CheckedTable("params", request.untrusted_parameters, []))
+                except RpcError as error:
+                    error.id = request.id
+                    await self._write(error_line(error))
+                    continue
+                await self._write(result_line(request.id, {"following": True}))
                 await self._stream()
                 return
             await self._write(await self._server.answer(untrusted_line, self._peer))
-
-    def _subscription(self, untrusted_line: bytes) -> bytes:
-        """The answer to a request for events; b"" if it is another one."""
-        try:
-            request = parse_request(untrusted_line)
-            if request.method != "events":
-                return b""
-            finish(CheckedTable("params", request.untrusted_parameters, []))
-        except RpcError:
-            return b""
-        return result_line(request.id, {"following": True})
 
     async def _stream(self) -> None:
         """Events, until the client goes. Whatever it sends from now on ends it."""
@@ -268,6 +264,15 @@ class _Conversation:
         self._writer.write(line)
         async with asyncio.timeout(self._limits.write_s):
             await self._writer.drain()
+
+
+def _subscription(untrusted_line: bytes) -> Request | None:
+    """A request for events; None if it is another one, or none at all."""
+    try:
+        request = parse_request(untrusted_line)
+    except RpcError:
+        return None
+    return request if request.method == "events" else None
 
 
 def listen(path: Path, group: str) -> socket.socket:

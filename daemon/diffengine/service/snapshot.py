@@ -2,15 +2,17 @@
 """What the daemon tells of itself, as plain data: taken on the engine's thread, read by anybody. docs/socket.md."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from diffengine.engine.report import DomainReport
+from diffengine.engine.report import TECHNIQUES, DomainReport
 from diffengine.hypervisor.protocol import PagerCounters
 from diffengine.native import PAGE_BYTES
 from diffengine.service.attached import AttachedEngine, DomainTerms, LeftAlone, Standing, shown_group
 from diffengine.service.configuration import Identity
 from diffengine.service.host import Connected
+from diffengine.service.left_alone import LeftAloneReports
 
 PROTOCOL = 1
 VERSION = version("diffengine")
@@ -35,8 +37,8 @@ class Memory:
 class DomainStatus:
     """standing: "worked_on", or why not, as a Cause; why: the same for people.
 
-    The rest is empty or 0 for a domain that is not worked on. Bytes by technique; pages by place; reasons: pages of the
-    latest complete sweep, None before there was one.
+    Of a domain that is not worked on, the rest is what is out of it, and empty or 0 if that is nothing. Bytes by
+    technique; pages by place; reasons: pages of the latest complete sweep, None before there was one.
     """
 
     domid: int
@@ -96,6 +98,7 @@ class Snapshot:
 def take_snapshot(
     connected: Connected,
     attached: AttachedEngine,
+    left_alone: LeftAloneReports,
     identities: dict[int, Identity],
     *,
     paused: bool,
@@ -103,7 +106,9 @@ def take_snapshot(
     taken_s: float,
 ) -> Snapshot:
     report, counters = attached.engine.report(), connected.pager.counters()
-    reports = {each.domid: each for each in attached.engine.domain_reports()}
+    worked_on = {each.domid: each for each in attached.engine.domain_reports()}
+    left = left_alone.of(info for domid, info in attached.domains.items() if domid not in worked_on)
+    reports = {**left, **worked_on}
     domains = tuple(
         _domain(identities.get(domid, Identity(domid)), info.gfns, attached.standings[domid], reports.get(domid))
         for domid, info in sorted(attached.domains.items())
@@ -122,10 +127,10 @@ def take_snapshot(
         passes=report.passes,
         cpu_s=report.cpu_s,
         memory=_memory(connected, counters, report.table_bytes),
-        saved_by=report.saved_by,
+        saved_by=_sums([report.saved_by, *(each.saved_by for each in left.values())]),
         pages=report.pages,
         domains=len(domains),
-        domains_worked_on=len(reports),
+        domains_worked_on=len(worked_on),
         evicted_pages=counters.evicted,
         evictions=counters.evictions,
         refaults=counters.loads,
@@ -135,6 +140,11 @@ def take_snapshot(
         fault_us=counters.fault_us,
     )
     return Snapshot(status, domains, report.reasons)
+
+
+def _sums(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Of counts by technique."""
+    return {technique: sum(part[technique] for part in parts) for technique in TECHNIQUES}
 
 
 def _memory(connected: Connected, counters: PagerCounters, engine_bytes: int) -> Memory:

@@ -88,7 +88,9 @@ class Worker:
         with self._open:
             self._stop.set()
             while not self._orders.empty():
-                if order := self._orders.get():
+                order = self._orders.get()
+                # Who asked may have gone meanwhile.
+                if order and order.future.set_running_or_notify_cancel():
                     order.future.set_exception(RefusedError("the daemon is ending"))
 
     def _obey(self, wait_s: float) -> None:

@@ -183,6 +183,8 @@ void de_pager_swap_out(struct de_pager *pager, const uint32_t *objects, size_t c
  * is no other way), so that it can do without a pager. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY or DE_BUSY
  * (try again later) or DE_CORRUPT. */
 int de_pager_restore(struct de_pager *pager, uint16_t domain);
+/** The same of gfns @p first .. @p first + @p count - 1, as far as the domain has them. */
+int de_pager_restore_part(struct de_pager *pager, uint16_t domain, uint32_t first, uint32_t count);
 
 /**
  * Bring everything of a domain back (de_pager_restore()), stop being its pager, and refuse to become it again

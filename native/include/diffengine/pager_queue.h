@@ -53,6 +53,7 @@ enum de_queue_command {
     /** objects > encodings, sizes (0: no such object), reference_counts (1: on another page's object, else 0)
      */
     DE_COMMAND_DESCRIBE = 15,
+    DE_COMMAND_RESTORE_PART = 16,     /**< domains[0], gfns[0] = the first of gfns[1] pages */
     DE_COMMAND_RELEASE_DOMAIN = 32,   /**< domains[0] */
     DE_COMMAND_TAKE_BACK_DOMAIN = 33, /**< domains[0] */
 };

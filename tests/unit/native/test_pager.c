@@ -168,6 +168,9 @@ static void test_domains(void)
     CHECK_EQ(de_pager_failure(pager, 99, text, sizeof text), DE_NOT_FOUND);
     CHECK_EQ(de_pager_remove_domain(pager, 99), DE_NOT_FOUND);
     CHECK_EQ(de_pager_restore(pager, 99), DE_NOT_FOUND);
+    CHECK_EQ(de_pager_restore_part(pager, 99, 0, 1), DE_NOT_FOUND);
+    CHECK_EQ(de_pager_restore_part(pager, domain, 4, UINT32_MAX), DE_OK);
+    CHECK_EQ(de_pager_restore_part(pager, domain, UINT32_MAX, UINT32_MAX), DE_OK);
     CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
     CHECK_EQ(de_pager_add_domain(pager, domain, 4), DE_OK);
     finish();
