@@ -84,6 +84,14 @@ def test_a_target_that_is_not_reached_is_not_met(hypothesis_run: tuple[Results, 
     pipelines["ours"]["saving_of_nonzero"] = 2.04 * pipelines["sharing only"]["saving_of_nonzero"]
     alike, _ = hypothesis.conclude(results).targets
     assert (alike.met, alike.measured) == (False, "2.04 times")
+    assert "holds as far as it goes" in hypothesis.conclude(results).verdict[-1]
+    pipelines["ours"]["saving_of_nonzero"] = 0.9 * pipelines["sharing only"]["saving_of_nonzero"]
+    assert "does not hold for all" in hypothesis.conclude(results).verdict[-1]
+
+
+def test_a_range_is_said_once_if_it_is_one_number() -> None:
+    assert hypothesis.span([3.14, 2.0], ".1f") == "2.0 to 3.1"
+    assert hypothesis.span([3.14, 3.12], ".1f") == "3.1"
 
 
 def test_figure_2_finds_more_with_more_keys(setting: Setting) -> None:

@@ -203,11 +203,24 @@ def _verdict(named: dict[str, Result]) -> list[str]:
     return [
         f"Saved at the end: {ends}.",
         *([f"I/O that has to map its page first: {mapping}."] if mapping else []),
-        "A page that dom0 maps is neither shared nor evicted, so a device model that maps its whole guest leaves "
-        "nothing to save. A window of 16 pages gives nearly all of it back, but most I/O has to map first, which the "
-        "paper found too slow; unmapping what was not used for ten seconds keeps what is popular mapped.",
+        "A page that dom0 maps is neither shared nor evicted: a device model that maps its whole guest leaves nothing "
+        "to save.",
+        *_compared(named),
         "Not in this run: the shim in front of a real QEMU, and that writes through a mapping are never lost; "
         "that is what the shim's own tests and the rig are for.",
+    ]
+
+
+def _compared(named: dict[str, Result]) -> list[str]:
+    window, ageing = (named.get(name) for name in ("16-page window", "on demand, 10 s"))
+    if not window or not ageing:
+        return []
+    mapped = [each["mapped_anew"] / each["io_pages"] for each in (window, ageing)]
+    points = (window["saving"]["end"] - ageing["saving"]["end"]) * 100
+    return [
+        f"The paper found a small window too slow, and kept what was used in the last ten seconds. Here that spares "
+        f"{1 - mapped[1] / mapped[0]:.0%} of the window's mappings, and costs {points:.0f} points of the saving at the "
+        "end."
     ]
 
 
