@@ -45,6 +45,19 @@ def test_a_frame_has_no_more_sharers_than_the_host_allows() -> None:
         assert "share_full" not in run.engine.report().reasons
 
 
+def test_a_mapped_page_does_not_keep_others_from_sharing() -> None:
+    pages = np.concatenate([np.zeros((50, PAGE), dtype=np.uint8), random_pages(10)])
+    with bench([pages, pages.copy()], only(Technique.SHARE)) as run:
+        # The first page of each content, as a device model holds it.
+        mapped = np.array([0, *range(50, 60)], dtype=np.uint32)
+        with run.machine.map(run.domids[0], mapped):
+            run.sweep(3)
+            assert saved_frames(run) == 98
+        run.sweep(2)
+        assert saved_frames(run) == 99 + 10
+        assert run.read_all(0) == run.read_all(1) == 0
+
+
 @pytest.mark.parametrize("passes", [1, 2, 5])
 def test_the_number_of_passes_does_not_matter(passes: int) -> None:
     pages = random_pages(300)[np.random.default_rng(1).integers(0, 200, 600)].copy()

@@ -34,7 +34,7 @@ from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.recovery import Recall, recover_places
 from diffengine.engine.report import DomainReport, EngineReport, count_places, domain_report, saved_by_eviction
 from diffengine.engine.reserve import Reserve
-from diffengine.engine.sharing import Sharing
+from diffengine.engine.sharing import Pairs, Sharing
 from diffengine.engine.swapping import Swapper
 from diffengine.engine.visits import portion, portions_of_sweep
 from diffengine.engine.written import WrittenPages, differing
@@ -45,6 +45,8 @@ from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
 SETTLE_INTERVAL_S = 0.5
 # A frame with more sharers costs little for each; to find them all cold costs many faults.
 MOST_SHARERS_TO_TRY = 8
+# What a page answers to all that would share with it, as long as it is so.
+REFUSES_ALL = (Outcome.BUSY, Outcome.MAPPED)
 GROUP_SALT = 0x9E3779B97F4A7C15
 KEY_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -358,18 +360,22 @@ class Engine:
             return leaders
         pairs = self._sharing.pair_up(pages, leaders)
         self._reasons.add(Reason.PARTNER_WATCHED, pairs.partner_watched)
-        self._carry_out_sharing(pairs.sources, pairs.clients)
+        if self._carry_out_sharing(pairs):
+            self._carry_out_sharing(self._sharing.pair_up(pages, leaders))
         return leaders
 
-    def _carry_out_sharing(self, sources: PageNumbers, clients: PageNumbers) -> None:
+    def _carry_out_sharing(self, pairs: Pairs) -> bool:
+        """Whether there is another partner to try for some."""
+        sources, clients = pairs.sources, pairs.clients
         if not len(sources):
-            return
+            return False
         results = self._pager.share(*self._table.locate(sources), *self._table.locate(clients))
         self._reasons.add_results("share", results)
         self._table.doubt(np.concatenate([sources, clients])[np.tile(differing(results), 2)])
         done = results == Outcome.DONE
         assert self._sharing is not None
         self._sharing.joined(sources[done], clients[done])
+        return self._sharing.pass_over(pairs, np.isin(results, REFUSES_ALL))
 
     def _watch(self, domain: Domain, pages: PageNumbers) -> None:
         """Watches pages that were quiet for long enough, those first that were touched least."""

@@ -37,10 +37,12 @@ def passes_needed(contents: int, table_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Each client is to get its source's frame. partner_watched: pages whose first copy is watched just now."""
+    """Each client is to get its source's frame. first: the page that the table names for their content.
+    partner_watched: pages whose first copy is watched just now."""
 
     sources: PageNumbers
     clients: PageNumbers
+    first: PageNumbers
     partner_watched: int
 
 
@@ -123,7 +125,7 @@ class Sharing:
         sources = pages.source[visited[other]]
         other = other[(sources == NONE) | (sources != pages.source[leaders[other]])]
         if not len(other):
-            return Pairs(visited[other], visited[other], 0)
+            return Pairs(visited[other], visited[other], visited[other], 0)
         visited, leaders, first = visited[other], leaders[other], first[other]
         own_group = (pages.keys[visited] == 0) | (pages.groups_of(visited) == pages.groups_of(leaders))
         visited, leaders, first = visited[own_group], leaders[own_group], first[own_group]
@@ -135,10 +137,10 @@ class Sharing:
         join = pages.place[visited] == Place.RESIDENT
         # A leader that joins an older group in this batch takes its own followers along in the next sweep.
         join &= ~np.isin(leaders, late_leaders)
-        sources, clients = self._join(visited[join], leaders[join], first[join])
-        return Pairs(
-            np.concatenate([visited[reverse][which], sources]), np.concatenate([late_leaders, clients]), watched
-        )
+        joined = self._join(visited[join], leaders[join], first[join])
+        turned = (visited[reverse][which], late_leaders, first[reverse][which])
+        sources, clients, first = (np.concatenate(both) for both in zip(turned, joined, strict=True))
+        return Pairs(sources, clients, first, watched)
 
     def _replace_unusable(
         self, visited: PageNumbers, leaders: PageNumbers, first: PageNumbers
@@ -162,10 +164,13 @@ class Sharing:
         better = room & (pages.sharers[pages.source[leaders]] >= self._most)
         self._redirect_to(first[better], visited[better])
 
-    def _join(self, visited: PageNumbers, leaders: PageNumbers, first: PageNumbers) -> tuple[PageNumbers, PageNumbers]:
-        """Clients to their leaders' frames; where a frame gets full, a client becomes the source of the next ones."""
+    def _join(
+        self, visited: PageNumbers, leaders: PageNumbers, first: PageNumbers
+    ) -> tuple[PageNumbers, PageNumbers, PageNumbers]:
+        """Sources and clients: to their leaders' frames; where a frame gets full, a client becomes the source of the
+        next ones. And what was first of each."""
         if not len(visited):
-            return visited, visited
+            return visited, visited, first
         order = np.argsort(leaders, kind="stable")
         clients, leaders, first = visited[order], leaders[order], first[order]
         starts = np.flatnonzero(np.diff(leaders, prepend=np.uint32(NONE)))
@@ -179,7 +184,7 @@ class Sharing:
         sources = np.where(beyond, clients[np.where(beyond, place, 0)], leaders)
         self._redirect_to(first[beyond], sources[beyond])
         pair = sources != clients
-        return sources[pair], clients[pair]
+        return sources[pair], clients[pair], first[pair]
 
     def _sharers_of(self, leaders: PageNumbers) -> NDArray[np.int64]:
         """How many gfns each leader's frame has."""
@@ -188,6 +193,17 @@ class Sharing:
         counts = np.ones(len(leaders), dtype=np.int64)
         counts[shared] = self._pages.sharers[sources[shared]]
         return np.minimum(counts, self._most)
+
+    def pass_over(self, pairs: Pairs, refused: NDArray[np.bool_]) -> bool:
+        """Where all pairs of a content were refused, it may be for their source, which is mapped and stays so: another
+        page leads in its place. Whether there is one that was not tried yet."""
+        contents, index, inverse = np.unique(pairs.first, return_index=True, return_inverse=True)
+        all_refused = np.bincount(inverse, weights=~refused, minlength=len(contents)) == 0
+        sources, clients = pairs.sources[index[all_refused]], pairs.clients[index[all_refused]]
+        # A shared frame takes further sharers, mapped or not.
+        shared = self._pages.place[sources] == Place.SHARED
+        self._redirect_to(contents[all_refused], np.where(shared, sources, clients))
+        return bool((~shared).any())
 
     def joined(self, sources: PageNumbers, clients: PageNumbers) -> None:
         """Notes that these pairs share a frame now."""
