@@ -11,8 +11,8 @@
  * EXPECTED, and prints what it did. MODE: `mixed` (the default), which goes on after OPERATIONS until its
  * standard input ends; `sequential` and `random`, disk I/O alone, for benchmarks; `lost-write`, which maps,
  * writes, unmaps, and looks again, until it finds a write lost; `two-writes`, which stores to one page, has
- * another read from the disk; `unmapping`, which unmaps in ways that fail, or leave a part. These two tell
- * how far they are by the length of the file EXPECTED.
+ * another read from the disk; `unmapping`, which unmaps in ways that fail, or leave a part; `touching`, which
+ * stores to a bucket's pages. These three tell how far they are by the length of the file EXPECTED.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -60,7 +60,7 @@
 #define BEYOND ((size_t)1 << 62) /**< bytes: more than there are addresses */
 #endif
 
-enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES, UNMAPPING };
+enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES, UNMAPPING, TOUCHING };
 
 struct bucket {
     uint8_t *memory; /**< NULL: none */
@@ -485,6 +485,23 @@ static void unmap_oddly(const char *path)
     close(progress);
 }
 
+static void touch_bucket(const char *path)
+{
+    struct bucket bucket = {.memory = NULL};
+    int progress = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (progress < 0)
+        fail(path, 0);
+    bucket_map(&bucket, 0);
+    memset(bucket.memory, STORED, BUCKET_BYTES);
+    tell(progress);
+    await_word();
+    for (size_t byte = 0; byte < BUCKET_BYTES; byte++)
+        if (bucket.memory[byte] != STORED)
+            fail("guest memory differs", byte / PAGE_BYTES);
+    bucket_unmap(&bucket);
+    close(progress);
+}
+
 /* At the latest when all operations are done, and whoever started it has seen what it waits for. */
 static bool is_enough(uint64_t done)
 {
@@ -553,8 +570,8 @@ static uint64_t now_ns(clockid_t clock)
 
 static bool take_arguments(int argc, char **argv)
 {
-    static const char *const modes[] = {"mixed",      "sequential", "random",
-                                        "lost-write", "two-writes", "unmapping"};
+    static const char *const modes[] = {"mixed",      "sequential", "random",  "lost-write",
+                                        "two-writes", "unmapping",  "touching"};
     if (argc != 8 && argc != 9)
         return false;
     model.domain = (uint32_t)strtoul(argv[1], NULL, 10);
@@ -562,7 +579,7 @@ static bool take_arguments(int argc, char **argv)
     model.operations = strtoull(argv[3], NULL, 10);
     model.threads = (unsigned)strtoul(argv[4], NULL, 10);
     model.seed = strtoull(argv[5], NULL, 10);
-    while (argc == 9 && model.mode < UNMAPPING && strcmp(modes[model.mode], argv[8]) != 0)
+    while (argc == 9 && model.mode < TOUCHING && strcmp(modes[model.mode], argv[8]) != 0)
         model.mode++;
     return model.gfns && model.threads && model.threads <= MAX_THREADS &&
            (argc == 8 || !strcmp(modes[model.mode], argv[8]));
@@ -572,7 +589,7 @@ int main(int argc, char **argv)
 {
     if (!take_arguments(argc, argv)) {
         fputs("Usage: device-model DOMAIN GFNS OPERATIONS THREADS SEED DISK EXPECTED "
-              "[mixed|sequential|random|lost-write|two-writes|unmapping]\n",
+              "[mixed|sequential|random|lost-write|two-writes|unmapping|touching]\n",
               stderr);
         return 2;
     }
@@ -593,6 +610,8 @@ int main(int argc, char **argv)
         write_two(argv[7]);
     else if (model.mode == UNMAPPING)
         unmap_oddly(argv[7]);
+    else if (model.mode == TOUCHING)
+        touch_bucket(argv[7]);
     else
         run_threads();
     uint64_t run_ns = now_ns(CLOCK_MONOTONIC) - start_ns;

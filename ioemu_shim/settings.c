@@ -11,6 +11,7 @@ static struct settings settings = {
     .state = "/run/diffengine/pager",
     .idle_ms = 10000,
     .cluster_pages = 16,
+    .mappings = 16384,
     .window_pages = 16,
 };
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -37,6 +38,7 @@ static void fill(void)
         settings.state = state;
     take_number("DIFFENGINE_IOEMU_IDLE_MS", 10, 3600000, &settings.idle_ms);
     take_number("DIFFENGINE_IOEMU_WINDOW_PAGES", 1, 1u << 20, &settings.window_pages);
+    take_number("DIFFENGINE_IOEMU_MAPPINGS", 1, 1u << 24, &settings.mappings);
     uint32_t pages = settings.cluster_pages;
     take_number("DIFFENGINE_IOEMU_CLUSTER_PAGES", 1, MAX_CLUSTER_PAGES, &pages);
     while (pages & (pages - 1))

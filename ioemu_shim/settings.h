@@ -16,6 +16,7 @@ struct settings {
     const char *state;      /**< the pager's state directory */
     uint32_t idle_ms;       /**< frames that were not touched for so long are unmapped */
     uint32_t cluster_pages; /**< mapped together; a power of two */
+    uint32_t mappings;      /**< so many at a time; more are unmapped although they were touched */
     uint32_t window_pages;  /**< mappings of at least so many pages become windows */
     bool by_signal;         /**< faults come as SIGSEGV, not over userfaultfd */
 };

@@ -32,6 +32,7 @@ struct cluster {
     uint64_t held; /**< of those, whose gfn has a hold in the table */
     uint64_t touched_ms, emptied_ms;
     uint32_t calls; /**< system calls under way that use it */
+    uint8_t runs;   /**< of pages that were mapped together */
     uint8_t patience;
     bool working;
 };
@@ -70,6 +71,7 @@ static struct window **windows; /**< by address */
 static size_t window_count, window_capacity;
 static struct window *left_overs; /**< windows of which parts went: mapped, and held, for ever */
 static struct plain *plains;
+static uint64_t mapped_runs; /**< of all windows: the kernel allows a process only so many mappings */
 static unsigned workers;
 static bool attaching; /**< nobody is to begin to work */
 static uint32_t bound_domain;
@@ -267,7 +269,8 @@ static void hold_wanted(const struct window *window, size_t first, uint64_t want
         de_holds_bring_in(link_holds(), gfns, count, BRING_IN_MS);
 }
 
-static uint64_t map_runs(const struct window *window, size_t first, uint64_t pages)
+/* @param[out] runs How many there were. @return those that are no guest memory. */
+static uint64_t map_runs(const struct window *window, size_t first, uint64_t pages, uint8_t *runs)
 {
     uint64_t failed = 0;
     while (pages) {
@@ -275,6 +278,7 @@ static uint64_t map_runs(const struct window *window, size_t first, uint64_t pag
         uint64_t rest = ~(pages >> from);
         unsigned count = rest ? (unsigned)__builtin_ctzll(rest) : MAX_CLUSTER_PAGES;
         failed |= map_run(window, first + from, count) << from;
+        ++*runs;
         pages = from + count == 64 ? 0 : pages >> (from + count) << (from + count);
     }
     return failed;
@@ -288,7 +292,7 @@ static void map_pages(const struct window *window, size_t index, uint64_t wanted
     hold_wanted(window, first, wanted, &held);
     held |= hold_around(window, first, count, wanted | gained->mapped);
     uint64_t pages = wanted | held;
-    uint64_t failed = map_runs(window, first, pages);
+    uint64_t failed = map_runs(window, first, pages, &gained->runs);
     drop_holds(window->gfns + first, held & failed);
     forget_shares(window, first, held & ~failed);
     gained->mapped = pages;
@@ -362,6 +366,8 @@ static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call
             pthread_mutex_lock(&lock);
             cluster->mapped |= gained.mapped;
             cluster->held |= gained.held;
+            cluster->runs += gained.runs;
+            mapped_runs += gained.runs;
             note_return(cluster, now_ms());
             end(cluster);
         }
@@ -657,6 +663,14 @@ static void unlist(size_t place)
     memmove(&windows[place], &windows[place + 1], (window_count - place) * sizeof *windows);
 }
 
+static uint64_t runs_of(const struct window *window)
+{
+    uint64_t runs = 0;
+    for (size_t i = 0; i < window->cluster_count; i++)
+        runs += window->clusters[i].runs;
+    return runs;
+}
+
 /* Whoever comes meanwhile waits; the lock is held, and is not in between. */
 static void cut(struct window *window)
 {
@@ -685,6 +699,7 @@ static struct window *take_windows(uintptr_t from, uintptr_t to)
         } else {
             struct window **list = whole ? &taken : &left_overs;
             unlist(place);
+            mapped_runs -= runs_of(window);
             window->next = *list;
             *list = window;
         }
@@ -780,8 +795,10 @@ void windows_put_back(struct taken taken)
         taken.windows = window->next;
         if (link_holds())
             hold_window(window);
+        mapped_runs += runs_of(window);
         if (list(window))
             continue;
+        mapped_runs -= runs_of(window);
         window->next = lost.windows;
         lost.windows = window;
     }
@@ -799,9 +816,10 @@ void windows_put_back(struct taken taken)
 
 /* Ageing. */
 
-static bool is_due(const struct cluster *cluster, uint64_t now)
+/* @param most Mappings: with more, it need not have been idle. */
+static bool is_due(const struct cluster *cluster, uint64_t now, uint64_t most)
 {
-    uint64_t idle_ms = (uint64_t)settings_get()->idle_ms << cluster->patience;
+    uint64_t idle_ms = mapped_runs > most ? 0 : (uint64_t)settings_get()->idle_ms << cluster->patience;
     /* It may have been touched after `now` was taken. */
     return cluster->mapped && !cluster->working && !cluster->calls && now >= cluster->touched_ms + idle_ms;
 }
@@ -823,7 +841,9 @@ static void empty(struct window *window, size_t first, size_t count)
     for (size_t i = first; i < first + count; i++) {
         struct cluster *cluster = &window->clusters[i];
         if (emptied) {
+            mapped_runs -= cluster->runs;
             cluster->mapped = cluster->held = 0;
+            cluster->runs = 0;
             cluster->emptied_ms = now;
         }
         end(cluster);
@@ -832,11 +852,15 @@ static void empty(struct window *window, size_t first, size_t count)
 
 static void age(uint64_t now)
 {
+    /* With too many of them a mapping fails, and so does taking one away; far fewer, and this is rare. */
+    uint64_t most = settings_get()->mappings;
+    most = mapped_runs > most ? most / 2 : most;
     for (size_t place = 0; place < window_count; place++) {
         struct window *window = windows[place];
         for (size_t first = 0; first < window->cluster_count; first++) {
             size_t count = 0;
-            while (first + count < window->cluster_count && is_due(&window->clusters[first + count], now))
+            while (first + count < window->cluster_count &&
+                   is_due(&window->clusters[first + count], now, most))
                 count++;
             if (!count)
                 continue;

@@ -37,6 +37,9 @@
 #define REST_GFN 70u
 #define OFTEN_GFN 600u
 #define FOR_EVER_MS "3600000"
+/* And as `touching`: 16 clusters of 16 pages. */
+#define MOST_MAPPINGS "4"
+#define MOST_MAPPED 64u
 /** Evictions while the device model works: so many, or the test says nothing. */
 #define LEAST_EVICTED 100u
 /* A lost write: few pages, and an eviction that takes long. */
@@ -137,7 +140,10 @@ static pid_t launch_device_model(const char *operations, const char *mode, bool 
         return child;
     setenv("DIFFENGINE_MACHINE", socket_path, 1);
     setenv("DIFFENGINE_STATE", strcmp(shim, "none") ? state_directory : "/nowhere", 1);
-    setenv("DIFFENGINE_IOEMU_IDLE_MS", strcmp(mode, "unmapping") ? IDLE_MS : FOR_EVER_MS, 0);
+    setenv("DIFFENGINE_IOEMU_IDLE_MS",
+           strcmp(mode, "unmapping") && strcmp(mode, "touching") ? IDLE_MS : FOR_EVER_MS, 0);
+    if (!strcmp(mode, "touching"))
+        setenv("DIFFENGINE_IOEMU_MAPPINGS", MOST_MAPPINGS, 1);
     if (!strcmp(mode, "lost-write")) /* what is mapped beside a page is held, too */
         setenv("DIFFENGINE_IOEMU_CLUSTER_PAGES", "1", 1);
     if (!strcmp(mode, "two-writes"))
@@ -463,6 +469,28 @@ static void test_unmapping(bool by_signal)
     printf("unmapping, %s: what is mapped is held\n", by_signal ? "SIGSEGV" : "userfaultfd");
 }
 
+/* More mappings than are allowed: some go, long before their time. */
+static void test_most_mappings(bool by_signal)
+{
+    struct de_machine_accounting accounting;
+    struct de_client_vcpu *vcpu;
+    int status;
+    start();
+    pid_t device = launch_device_model("0", "touching", by_signal);
+    await_step(1);
+    do
+        CHECK_EQ(de_client_account(machine, &accounting), 0);
+    while (accounting.mapped > MOST_MAPPED && !usleep(1000));
+    close_input();
+    CHECK_EQ(waitpid(device, &status, 0), device);
+    CHECK(WIFEXITED(status) && !WEXITSTATUS(status));
+    CHECK_EQ(de_client_vcpu_create(machine, domain, &vcpu), 0);
+    check_guest_page(vcpu, STAYS_GFN, STORED);
+    de_client_vcpu_free(vcpu);
+    finish();
+    printf("many mappings, %s: the rest goes\n", by_signal ? "SIGSEGV" : "userfaultfd");
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc >= 5);
@@ -483,11 +511,13 @@ int main(int argc, char **argv)
         test_lost_write();
         test_no_frame(false);
         test_unmapping(false);
+        test_most_mappings(false);
     } else {
         puts("no userfaultfd here: faults come as SIGSEGV alone");
     }
     test_no_frame(true);
     test_unmapping(true);
+    test_most_mappings(true);
     CHECK_EQ(run("1000", 1, "mixed", true), 0);
     return 0;
 }
