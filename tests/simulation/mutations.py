@@ -93,8 +93,8 @@ MUTATIONS = (
     Mutation(
         "no word to the pager of a new event",
         "machine/ring.c",
-        "    block_wake(&channel->events);\n}\n\nvoid ring_put",
-        "}\n\nvoid ring_put",
+        "    block_wake(&channel->events);\n    if (channel->announce)",
+        "    if (channel->announce)",
     ),
     Mutation(
         "no word to those who wait for a slot",
