@@ -43,6 +43,15 @@ static int answer(void *context, uint16_t domain, const struct de_vm_event *even
     return ring_answer(machine, &machine->channel, domain, event);
 }
 
+static int load_answer(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page,
+                       const struct de_vm_event *event)
+{
+    int error = machine_paging_load(context, domain, gfn, page);
+    if (!error)
+        answer(context, domain, event);
+    return error;
+}
+
 static int wait(void *context, uint64_t timeout_ns, uint16_t *domains, size_t capacity)
 {
     struct de_machine *machine = context;
@@ -92,6 +101,7 @@ static const struct de_hypervisor_operations machine_operations = {
     .unshare = machine_unshare,
     .ring_take = take,
     .ring_answer = answer,
+    .paging_load_answer = load_answer,
     .wait = wait,
     .interrupt = interrupt,
     .pause = pause_domain,

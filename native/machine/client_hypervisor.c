@@ -163,6 +163,22 @@ static int paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8
     return error;
 }
 
+static int paging_load_answer(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page,
+                              const struct de_vm_event *answer)
+{
+    struct lane *lane = client_take(context);
+    if (!lane)
+        return -ECONNRESET;
+    struct load_arrays *area = (struct load_arrays *)lane->data;
+    struct call call = {.operation = OPERATION_PAGING_LOAD_ANSWER, .words = {domain, gfn, page != NULL}};
+    if (page)
+        memcpy(area->page, page, DE_PAGE_SIZE);
+    area->answer = *answer;
+    int error = (int)client_call(context, lane, &call);
+    client_give(context, lane);
+    return error;
+}
+
 static int share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle)
 {
     struct call call = {.operation = OPERATION_SHARE_NOMINATE, .words = {domain, gfn}};
@@ -357,6 +373,7 @@ static const struct de_hypervisor_operations client_operations = {
     .unshare = unshare,
     .ring_take = ring_take,
     .ring_answer = ring_answer,
+    .paging_load_answer = paging_load_answer,
     .wait = wait,
     .interrupt = interrupt,
     .pause = pause_domain,

@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #define PROTOCOL_MAGIC 0x6d454431u
-#define PROTOCOL_VERSION 3u
+#define PROTOCOL_VERSION 4u
 
 #define LANES 32u
 #define LANE_WORDS 12u
@@ -44,6 +44,7 @@ enum operation {
     OPERATION_PAGING_NOMINATE,
     OPERATION_PAGING_EVICT,
     OPERATION_PAGING_LOAD,
+    OPERATION_PAGING_LOAD_ANSWER,
     OPERATION_SHARE_NOMINATE,
     OPERATION_SHARE,
     OPERATION_UNSHARE,
@@ -145,6 +146,12 @@ struct map_arrays {
     uint32_t gfns[MAP_BATCH];
     uint32_t frames[MAP_BATCH];
     int32_t errors[MAP_BATCH];
+};
+
+/** OPERATION_PAGING_LOAD_ANSWER: in the lane's data. OPERATION_PAGING_LOAD: the page alone. */
+struct load_arrays {
+    uint8_t page[DE_PAGE_SIZE];
+    struct de_vm_event answer;
 };
 
 /**

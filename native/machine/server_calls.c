@@ -97,6 +97,19 @@ static int64_t take_over(struct session *session, struct call *call)
     return error;
 }
 
+static int64_t load_answer(struct session *session, uint16_t domain, uint32_t gfn, bool has_page,
+                           uint8_t *untrusted_data)
+{
+    const struct load_arrays *area = (const struct load_arrays *)untrusted_data;
+    struct de_machine *machine = session->server->machine;
+    struct de_vm_event answer;
+    copy_in(&answer, &area->answer, sizeof answer);
+    int error = machine_paging_load(machine, domain, gfn, has_page ? area->page : NULL);
+    if (!error)
+        ring_answer(machine, &session->channel, domain, &answer);
+    return error;
+}
+
 static int64_t call_paging(struct session *session, struct call *call, uint8_t *untrusted_data)
 {
     struct de_machine *machine = session->server->machine;
@@ -115,6 +128,8 @@ static int64_t call_paging(struct session *session, struct call *call, uint8_t *
         if (session->server->evict_us)
             usleep(session->server->evict_us);
         return machine_paging_evict(machine, domain, gfn);
+    case OPERATION_PAGING_LOAD_ANSWER:
+        return load_answer(session, domain, gfn, call->words[2], untrusted_data);
     default:
         return machine_paging_load(machine, domain, gfn, call->words[2] ? untrusted_data : NULL);
     }
@@ -307,7 +322,7 @@ typedef int64_t call_function(struct session *session, struct call *call, uint8_
 static call_function *const functions[OPERATIONS] = {
     [OPERATION_MAP] = call_map,
     [OPERATION_UNMAP] = call_unmap,
-    [OPERATION_PAGING_ENABLE... OPERATION_PAGING_LOAD] = call_paging,
+    [OPERATION_PAGING_ENABLE... OPERATION_PAGING_LOAD_ANSWER] = call_paging,
     [OPERATION_SHARE_NOMINATE... OPERATION_UNSHARE] = call_sharing,
     [OPERATION_RING_TAKE... OPERATION_INTERRUPT] = call_ring,
     [OPERATION_PAUSE... OPERATION_DOMAIN_UUID] = call_domain,

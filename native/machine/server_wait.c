@@ -66,8 +66,8 @@ void wait_announce(struct channel *channel, struct de_vcpu *vcpu)
 /* Calls that are over soon, whatever a client makes of them. */
 static bool brief(const struct call *call)
 {
-    return call->operation == OPERATION_PAGING_LOAD || call->operation == OPERATION_RING_TAKE ||
-           call->operation == OPERATION_RING_ANSWER ||
+    return call->operation == OPERATION_PAGING_LOAD || call->operation == OPERATION_PAGING_LOAD_ANSWER ||
+           call->operation == OPERATION_RING_TAKE || call->operation == OPERATION_RING_ANSWER ||
            (call->operation == OPERATION_WAIT && !call->words[WAIT_TIMEOUT_NS]);
 }
 

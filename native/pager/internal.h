@@ -77,6 +77,9 @@ struct pager_domain {
 struct loader {
     struct de_rebuilder *rebuilder;
     struct de_swap_channel *channel; /**< to read from swap itself; NULL: a server, which must not wait */
+    /** The server's: the event that the load is for, to be answered with it; NULL: none, or it is answered.
+     */
+    struct recorded_event *event;
     uint8_t page[DE_PAGE_SIZE];
 };
 
@@ -196,6 +199,12 @@ static inline void pager_note(struct pager_domain *domain, uint32_t gfn, enum de
 }
 /** Give the domain its hold table, with what is known of its pages. */
 void pager_set_holds(struct de_pager *pager, struct pager_domain *domain, struct de_holds *holds);
+
+/* serve.c */
+/** Note that an event's answer is about to be put. @return the answer. */
+struct de_vm_event pager_answer_begin(struct pager_domain *domain, struct recorded_event *event);
+/** Note what became of it. */
+void pager_answer_end(struct pager_domain *domain, struct recorded_event *event, bool answered);
 
 /* load.c */
 enum loaded {

@@ -29,14 +29,30 @@ static void note_touch(struct de_pager *pager, struct pager_domain *domain, uint
     }
 }
 
+/* The hypercall; with an event to answer, both in one where that is to be had. The guest then goes on while
+ * its entry still says "loading", which is nobody's business but ours. */
+static int load(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, const uint8_t *page,
+                struct loader *loader)
+{
+    struct recorded_event *event = loader->event;
+    if (!event || !pager->hypervisor.operations->paging_load_answer)
+        return HYPERCALL(pager, paging_load, domain->id, gfn, page);
+    struct de_vm_event answer = pager_answer_begin(domain, event);
+    int error = HYPERCALL(pager, paging_load_answer, domain->id, gfn, page, &answer);
+    pager_answer_end(domain, event, !error);
+    if (!error)
+        loader->event = NULL;
+    return error;
+}
+
 /*
  * An entry without object. A load without a buffer makes a touched page ram and can overwrite nothing.
  * @return false: the entry changed meanwhile (the page was evicted since we looked), start again.
  */
 static bool load_watched(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
-                         struct entry entry, enum loaded *result)
+                         struct entry entry, struct loader *loader, enum loaded *result)
 {
-    int error = HYPERCALL(pager, paging_load, domain->id, gfn, NULL);
+    int error = load(pager, domain, gfn, NULL, loader);
     switch (error) {
     case 0:
         count(pager, COUNT_TOUCHES);
@@ -170,7 +186,7 @@ static enum loaded load_evicted(struct de_pager *pager, struct pager_domain *dom
         latency_add(&pager->rebuild, HYPERCALL(pager, now_ns) - start_ns);
     if (status != DE_OK)
         return fail(pager, domain, gfn, claimed, from, why);
-    int error = HYPERCALL(pager, paging_load, domain->id, gfn, loader->page);
+    int error = load(pager, domain, gfn, loader->page, loader);
     return settle(pager, domain, gfn, claimed, from, error);
 }
 
@@ -236,7 +252,7 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
         }
         if (entry.object == DE_NONE) {
             enum loaded result;
-            if (load_watched(pager, domain, gfn, entry, &result))
+            if (load_watched(pager, domain, gfn, entry, loader, &result))
                 return result;
             continue;
         }

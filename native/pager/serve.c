@@ -15,26 +15,39 @@ static struct ring_record *ring_of(const struct pager_domain *domain)
     return &domain->table.header->ring;
 }
 
-static void put_answer(struct de_pager *pager, const struct pager_domain *domain,
-                       const struct de_vm_event *event)
+static struct de_vm_event answer_to(const struct de_vm_event *event)
 {
     struct de_vm_event response = *event;
     /* Xen drops an answer without version, and the guest hangs: what Debian's own xenpaging does. */
     response.version = DE_VM_EVENT_VERSION;
-    HYPERCALL(pager, ring_answer, domain->id, &response);
+    return response;
 }
 
-/* Answer a recorded event; see table.h for what a successor makes of the steps. */
+/* See table.h for what a successor makes of the steps. */
+struct de_vm_event pager_answer_begin(struct pager_domain *domain, struct recorded_event *event)
+{
+    event->answered_before = ring_of(domain)->answered;
+    atomic_store(&event->state, RECORD_ANSWERING);
+    return answer_to(&event->event);
+}
+
+void pager_answer_end(struct pager_domain *domain, struct recorded_event *event, bool answered)
+{
+    atomic_store(&event->state, answered ? RECORD_FREE : RECORD_TAKEN);
+    if (answered)
+        atomic_fetch_add(&ring_of(domain)->answered, 1);
+}
+
+/* Answer a recorded event, if it is not. */
 static void answer(struct de_pager *pager, struct pager_domain *domain, unsigned slot)
 {
-    struct ring_record *ring = ring_of(domain);
-    struct recorded_event *recorded = &ring->events[slot];
-    recorded->answered_before = ring->answered;
-    atomic_store(&recorded->state, RECORD_ANSWERING);
-    put_answer(pager, domain, &recorded->event);
-    atomic_store(&recorded->state, RECORD_FREE);
-    atomic_fetch_add(&ring->answered, 1);
+    struct recorded_event *recorded = &ring_of(domain)->events[slot];
     domain->phases[slot] = EVENT_IDLE;
+    if (atomic_load(&recorded->state) == RECORD_FREE)
+        return;
+    struct de_vm_event response = pager_answer_begin(domain, recorded);
+    HYPERCALL(pager, ring_answer, domain->id, &response);
+    pager_answer_end(domain, recorded, true);
 }
 
 /* What becomes of an event, by what became of its page. */
@@ -77,7 +90,9 @@ static void bring_in(struct de_pager *pager, struct pager_domain *domain, unsign
 {
     uint32_t gfn = ring_of(domain)->events[slot].event.gfn;
     bool out = entry_get(domain, gfn).object != DE_NONE;
+    pager->server.event = &ring_of(domain)->events[slot];
     enum loaded loaded = pager_load(pager, domain, gfn, &pager->server);
+    pager->server.event = NULL;
     if (loaded == LOAD_NO_MEMORY)
         count(pager, COUNT_LOAD_NO_MEMORY);
     conclude(pager, domain, slot, loaded, out, false);
@@ -136,7 +151,8 @@ static size_t serve_domain(struct de_pager *pager, uint16_t id)
             continue;
         }
         /* More than a ring can hold: somebody scribbled on it. Answered, a real vCPU just asks again. */
-        put_answer(pager, domain, &untrusted_event);
+        struct de_vm_event response = answer_to(&untrusted_event);
+        HYPERCALL(pager, ring_answer, id, &response);
         atomic_fetch_add(&ring_of(domain)->answered, 1);
     }
     pager_domain_put(pager, domain);

@@ -93,6 +93,19 @@ static int paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8
     return error;
 }
 
+static int paging_load_answer(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page,
+                              const struct de_vm_event *answer)
+{
+    struct world *world = context;
+    struct place *place = place_of(world, domain);
+    int error;
+    if (page && place && audit_page_is_out(world, place, gfn) && chance(world, world->options.load_no_memory))
+        return -ENOMEM;
+    HYPERCALL(world, error, paging_load_answer, domain, gfn, page, answer);
+    scheduler_note(world->scheduler, (uint64_t)gfn << 34 ^ (uint64_t)(int64_t)error);
+    return error;
+}
+
 static int share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle)
 {
     struct world *world = context;
@@ -362,6 +375,8 @@ void disturbed_create(struct world *world)
         .paging_nominate = paging_nominate,
         .paging_evict = paging_evict,
         .paging_load = paging_load,
+        /* Xen has none. */
+        .paging_load_answer = world->options.seed % 2 ? paging_load_answer : NULL,
         .share_nominate = share_nominate,
         .share = share,
         .unshare = unshare,

@@ -85,6 +85,13 @@ static int timed_load(void *context, uint16_t domain, uint32_t gfn, const uint8_
     return machine_operations->paging_load(context, domain, gfn, page);
 }
 
+static int timed_load_answer(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page,
+                             const struct de_vm_event *answer)
+{
+    add_sample(&to_load, now_ns() - taken_ns);
+    return machine_operations->paging_load_answer(context, domain, gfn, page, answer);
+}
+
 static struct de_hypervisor timed_hypervisor(struct de_machine *machine)
 {
     static struct de_hypervisor_operations operations;
@@ -93,6 +100,7 @@ static struct de_hypervisor timed_hypervisor(struct de_machine *machine)
     operations = *machine_operations;
     operations.ring_take = timed_take;
     operations.paging_load = timed_load;
+    operations.paging_load_answer = timed_load_answer;
     hypervisor.operations = &operations;
     return hypervisor;
 }

@@ -117,14 +117,14 @@ MUTATIONS = (
     Mutation(
         "a mapping does not pin",
         "machine/paging.c",
-        "entry_type(entry) == from && machine->frames[entry_frame(entry)].references == 1",
-        "entry_type(entry) == from",
+        "if (domain && right && machine->frames[entry_frame(entry)].references == 1) {",
+        "if (domain && right) {",
     ),
     Mutation(
         "evicted although held by the device model",
         "holds/holds.c",
-        "return gfn < holds->gfns && atomic_compare_exchange_strong(&holds->pages[gfn], &expected, LOCKED);",
-        "return gfn < holds->gfns && expected == 0;",
+        "    while (!(now & (COUNT | LOCKED)))",
+        "    while (!(now & LOCKED))",
     ),
     Mutation(
         "a hold is not looked at",

@@ -199,6 +199,13 @@ struct de_hypervisor_operations {
     int (*pause)(void *context, uint16_t domain);
     int (*unpause)(void *context, uint16_t domain); /**< -EINVAL: not paused */
 
+    /**
+     * paging_load(), and ring_answer() if that gave 0: where two calls cost more than one. NULL: make both.
+     * @return what paging_load() gave.
+     */
+    int (*paging_load_answer)(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page,
+                              const struct de_vm_event *answer);
+
     /** Let another thread of the caller's get on, for it is in the middle of a step that this one waits for.
      */
     void (*yield)(void *context);

@@ -45,6 +45,15 @@ static int hooked_load(void *context, uint16_t domain, uint32_t gfn, const uint8
     return error;
 }
 
+static int hooked_load_answer(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page,
+                              const struct de_vm_event *answer)
+{
+    int error = hooked_load(context, domain, gfn, page);
+    if (!error)
+        real.operations->ring_answer(context, domain, answer);
+    return error;
+}
+
 static int hooked_take(void *context, uint16_t domain, struct de_vm_event *event)
 {
     int taken = real.operations->ring_take(context, domain, event);
@@ -81,6 +90,7 @@ static void start(uint32_t frames)
     hooked = *real.operations;
     hooked.paging_evict = hooked_evict;
     hooked.paging_load = hooked_load;
+    hooked.paging_load_answer = hooked_load_answer;
     hooked.ring_take = hooked_take;
     hooked.share = hooked_share;
     hooked.paging_enable = hooked_enable;

@@ -62,6 +62,9 @@ MORTAL(share,
         uint32_t client_gfn, uint64_t client_handle),
        (c, source, source_gfn, source_handle, client, client_gfn, client_handle))
 MORTAL(unshare, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
+MORTAL(paging_load_answer,
+       (void *c, uint16_t domain, uint32_t gfn, const uint8_t *page, const struct de_vm_event *answer),
+       (c, domain, gfn, page, answer))
 MORTAL(ring_take, (void *c, uint16_t domain, struct de_vm_event *event), (c, domain, event))
 MORTAL(ring_answer, (void *c, uint16_t domain, const struct de_vm_event *answer), (c, domain, answer))
 
@@ -230,6 +233,7 @@ static void start(void)
     mortal.paging_nominate = mortal_paging_nominate;
     mortal.paging_evict = mortal_paging_evict;
     mortal.paging_load = mortal_paging_load;
+    mortal.paging_load_answer = in_store_domain ? mortal_paging_load_answer : NULL;
     mortal.share_nominate = mortal_share_nominate;
     mortal.share = mortal_share;
     mortal.unshare = mortal_unshare;
