@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An engine on a small embedded machine, driven step by step on a clock of its own."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.engine import Engine, EngineOptions
 from diffengine.engine.pace import RealPace
-from diffengine.hypervisor.embedded import Machine, Pager
+from diffengine.hypervisor.embedded import Machine, Pager, Swap
 from diffengine.hypervisor.programs import Guest
 from diffengine.native import Store
 
@@ -48,7 +50,8 @@ class Bench:
         """Runs the engine for so many sweeps, in no time at all."""
         until = self.engine.report().sweeps + sweeps
         while self.engine.report().sweeps < until:
-            self.clock.time_s += self.engine.step()
+            wait_s = self.engine.step()
+            self.clock.time_s += wait_s
 
     def read_all(self, number: int, operations: int = 2000) -> int:
         """Lets a guest read its pages at random. Wrong bytes."""
@@ -89,12 +92,20 @@ def bench(
     pager_type: type[Pager] = Pager,
     store_bytes: int = 64 << 20,
     log_dirty: bool = False,
+    swap_bytes: int = 0,
+    clock: Clock | None = None,
 ) -> Iterator[Bench]:
     """One domain for each of `contents`, in the trust groups given (else all in one)."""
     machine = machine_type(sum(map(len, contents)) * 2 + 64)
-    clock = Clock()
-    with Store(store_bytes) as store:
-        pager = pager_type(machine, store)
+    clock = clock or Clock()
+    with ExitStack() as stack:
+        swap = None
+        if swap_bytes:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            swap = Swap(Path(folder) / "swap", swap_bytes)
+            stack.callback(swap.close)
+        store = stack.enter_context(Store(store_bytes))
+        pager = pager_type(machine, store, swap)
         try:
             engine = Engine(machine, pager, options, clock)
             made = Bench(machine, pager, store, engine, clock, contents)

@@ -47,13 +47,21 @@ def pages_of(kinds: list[str], seed: int) -> Pages:
 contents = st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=60), min_size=1, max_size=3)
 
 
-@given(contents, options, st.lists(st.sampled_from("ab"), min_size=3, max_size=3), st.integers(0, 2**32))
+@given(
+    contents,
+    options,
+    st.lists(st.sampled_from("ab"), min_size=3, max_size=3),
+    st.lists(st.sampled_from([0, 0, 5, 50]), min_size=3, max_size=3),
+    st.integers(0, 2**32),
+)
 @settings(max_examples=60)
 def test_guests_read_what_they_wrote_and_all_memory_is_accounted_for(
-    kinds: list[list[str]], engine_options: EngineOptions, groups: list[str], seed: int
+    kinds: list[list[str]], engine_options: EngineOptions, groups: list[str], least: list[int], seed: int
 ) -> None:
     filled = [pages_of(each, seed + number) for number, each in enumerate(kinds)]
     with bench(filled, engine_options, groups[: len(filled)]) as run:
+        for domid, pages in zip(run.domids, least, strict=False):
+            run.engine.set_min_resident(domid, pages)
         run.sweep(2)
         guests = [
             Guest(run.machine, domid, addresses(pages), 400, 0.3, seed=number)
@@ -63,6 +71,16 @@ def test_guests_read_what_they_wrote_and_all_memory_is_accounted_for(
         assert [guest.join().wrong_bytes for guest in guests] == [0] * len(guests)
         check_accounting(run)
         check_groups(run, groups)
+        check_limits(run, engine_options, least)
+
+
+def check_limits(run: Bench, engine_options: EngineOptions, least: list[int]) -> None:
+    for each, minimum in zip(run.engine.domain_reports(), least, strict=False):
+        out = sum(each.pages[place] for place in ("patched", "compressed", "swapped"))
+        assert out <= max(0, each.gfns - minimum)
+        assert out <= engine_options.evicted_share_limit * each.gfns
+    if not engine_options.refault_limit:
+        assert run.pager.counters().evictions == 0
 
 
 def check_accounting(run: Bench) -> None:

@@ -71,7 +71,9 @@ class Engine:
             most = self._capabilities.most_sharers
             self._sharing = Sharing(self._table, most, options.passes, options.table_memory_bytes)
         self._recall = Recall(host, pager, self._table, self._digester) if evicts else None
-        self._evictor = Evictor(host, pager, self._table, options, self._reasons, self._pace) if evicts else None
+        self._evictor = (
+            Evictor(host, pager, self._table, options, self._reasons, self._pace, self._may_go) if evicts else None
+        )
         self._swapper = Swapper(host, pager, self._table, options, self._reasons) if evicts else None
         self._reserve = Reserve(host, self._table, self._reasons, options.reserve_mib)
         self._may_share = policy.allows(Technique.SHARE)
@@ -84,6 +86,8 @@ class Engine:
         self._portion = 0
         self._portions = 0
         self._sweeps = 0
+        # How many pages of which domain the limits have let through in the visit under way.
+        self._let_through = (-1, 0)
         # Which groups of sharers are on trial, and whose pages, in this sweep.
         self._trial_turn = 0
         self._on_trial: set[int] = set()
@@ -448,6 +452,7 @@ class Engine:
         if not cold.any():
             return
         cold &= self._within_limits(domain, pages, cold)
+        self._let_through = (domain.domid, int(cold.sum()))
         copies = cold & (leaders != NONE) & (leaders != pages)
         # Copies of what goes in this very batch follow it; of what is about to go, at their next visit.
         follow = np.isin(leaders, pages[cold & ~copies]) & copies
@@ -462,6 +467,16 @@ class Engine:
         if len(chosen.pages):
             self._evictor.evict(chosen, domain.group)
         self._evict_copies(pages[follow], leaders[follow])
+        self._let_through = (-1, 0)
+
+    def _may_go(self, pages: PageNumbers) -> NDArray[np.bool_]:
+        """Which pages, of any domain, may go as references of those that the limits have let through."""
+        may = np.zeros(len(pages), dtype=np.bool_)
+        owners = self._table.owners(pages)
+        for index in np.unique(owners):
+            own = owners == index
+            may[own] = self._within_limits(self._table.domains[index], pages[own], np.ones(own.sum(), dtype=np.bool_))
+        return may
 
     def _evict_copies(self, pages: PageNumbers, leaders: PageNumbers) -> None:
         same = IN_STORE[self._table.place[leaders]] & (self._table.keys[leaders] == self._table.keys[pages])
@@ -473,6 +488,8 @@ class Engine:
         within = wanted & self._cold_enough(domain, pages, wanted)
         self._reasons.add(Reason.REFAULT_LIMIT, int((wanted & ~within).sum()))
         evicted = int(OUT[self._table.place[domain.part]].sum())
+        domid, let_through = self._let_through
+        evicted += let_through if domid == domain.domid else 0
         room = room_to_evict(domain.gfns, evicted, domain.min_resident, self._options.evicted_share_limit)
         beyond = np.flatnonzero(within)[room.pages :]
         self._reasons.add(Reason.MIN_RESIDENT if room.by_min_resident else Reason.EVICTED_SHARE, len(beyond))

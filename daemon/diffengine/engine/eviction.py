@@ -5,6 +5,7 @@ C3 pages take the fast forms (patch, LZ4), C4 pages the dense one: the colder, t
 each object and compares it with the frame in the step that evicts it, so a page that changes meanwhile stays.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,8 @@ from diffengine.native import (
     PageNumbers,
     checksums,
 )
+
+MayGo = Callable[[PageNumbers], NDArray[np.bool_]]
 
 # Encoding takes up to some 0.1 ms a page, and frames are mapped meanwhile.
 BATCH_PAGES = 256
@@ -67,9 +70,19 @@ class Evictor:
     """Encodes and evicts in batches."""
 
     def __init__(
-        self, host: Host, pager: Pager, table: PageTable, options: EngineOptions, reasons: Reasons, pace: Pace
+        self,
+        host: Host,
+        pager: Pager,
+        table: PageTable,
+        options: EngineOptions,
+        reasons: Reasons,
+        pace: Pace,
+        may_go: MayGo,
     ) -> None:
+        """may_go: which pages the limits of their domains let go besides those that `evict` is given."""
         self._host = host
+        self._may_go = may_go
+        self._let_through = np.empty(0, dtype=np.uint32)
         self._pace = pace
         self._pager = pager
         self._table = table
@@ -124,7 +137,8 @@ class Evictor:
         return result
 
     def evict(self, candidates: Candidates, group: int) -> None:
-        """Evicts what it can of pages of one trust group."""
+        """Evicts what it can of pages of one trust group, which the limits have let through."""
+        self._let_through = candidates.pages
         for start in range(0, len(candidates.pages), BATCH_PAGES):
             part = Candidates(
                 candidates.pages[start : start + BATCH_PAGES], candidates.states[start : start + BATCH_PAGES]
@@ -195,6 +209,9 @@ class Evictor:
         states = clock.classify(table.quiet[pages], table.idle[pages], self.options.c4_visits)
         has_frame = EVICTABLE[table.place[pages]]
         cold: NDArray[np.bool_] = has_frame & self._may_refer[states]
+        others = np.unique(pages[cold & ~np.isin(pages, self._let_through)])
+        if len(others):
+            cold &= ~np.isin(pages, others[~self._may_go(others)])
         return cold
 
     def _carry_out_patches(self, job: Job, new_references: int) -> PageNumbers:

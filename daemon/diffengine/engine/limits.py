@@ -5,6 +5,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import inf
 
+import numpy as np
+
 MINUTE_S = 60.0
 
 
@@ -71,7 +73,7 @@ class RefaultLimit:
 
 def least_idle(patience: float, c4_visits: int) -> float:
     """Visits that a page must have been found untouched; one is enough for those without patience."""
-    return 1 + c4_visits * (patience - 1)
+    return float(np.rint(1 + c4_visits * (patience - 1)))
 
 
 @dataclass(frozen=True)
