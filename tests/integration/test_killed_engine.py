@@ -2,6 +2,7 @@
 """The engine in a process of its own, killed a hundred times under load: nothing is lost, nobody waits for it."""
 
 import mmap
+import operator
 import os
 import random
 import signal
@@ -33,10 +34,10 @@ from engine_host import PAGE, Pages, addresses, random_pages, similar_pages, tex
 KILLS = 100
 GUESTS = 3
 NAMES = {domid: f"guest{domid}" for domid in range(1, GUESTS + 1)}
-DEADLINE_S = 60.0
-# The engine stays dead for so long once: a guest that waited for it would stand still as long. On a busy machine a
-# fault may take a second by itself.
-DEAD_S = 5.0
+# Each hypercall of a pair that is to be shared wakes another process: on a busy machine a batch may take a minute.
+DEADLINE_S = 240.0
+# Each guest does so many operations while the engine is dead once: one that waited for it would not.
+DEAD_OPERATIONS = 1000
 ENGINE = {"visit_interval_s": 0.06, "c4_visits": 1, "cpu_share": 1.0, "fault_limit": 1e5, "refault_limit": 10**9}
 
 
@@ -116,10 +117,11 @@ class Host:
         engine.start()
         return engine
 
-    def operations(self) -> int:
+    def operations(self) -> list[int]:
+        """Of each guest."""
         results = [self.machine.read_program(program) for program in self.programs]
         assert [result.status for result in results] == [0] * GUESTS
-        return sum(result.reads + result.writes for result in results)
+        return [result.reads + result.writes for result in results]
 
     def mapped(self) -> bool:
         return self.machine.accounting().mapped > 0
@@ -186,10 +188,10 @@ def test_killed_a_hundred_times() -> None:
         for turn in range(KILLS):
             kill_one(host, turn, chance)
         # Nobody needs it: guests go on, and what is out comes back.
-        operations, loads = host.operations(), host.observer.loads
-        time.sleep(DEAD_S)
+        wanted, loads = [count + DEAD_OPERATIONS for count in host.operations()], host.observer.loads
         wait_until(
-            lambda: host.operations() > operations + 1000 and host.observer.loads > loads, "guests wait for an engine"
+            lambda: all(map(operator.ge, host.operations(), wanted)) and host.observer.loads > loads,
+            "a guest waits for an engine",
         )
         # The next one goes on where the former ones were, and ends when told.
         engine = host.start_engine()
@@ -199,9 +201,7 @@ def test_killed_a_hundred_times() -> None:
         engine.join()
         assert engine.exitcode == 0
         wait_until(lambda: not host.mapped(), "mappings of a killed engine stay")
-        results = host.stop_guests()
-        assert sum(result.wrong_bytes for result, _ in results) == 0
-        assert max(int(fault_ns.max()) for _, fault_ns in results) / 1e9 < DEAD_S
+        assert sum(result.wrong_bytes for result, _ in host.stop_guests()) == 0
         assert_nothing_leaks(host)
 
 

@@ -266,7 +266,8 @@ class Engine:
             known, digests = self._recall.digests_of(pages)
             self._table.keys[known] = self._salted(digests, domain.group)
             self._pace.worked(Work.DIGEST, len(known))
-        self._look_at_content(domain, pages)
+        if not self._written.nothing_due(domain, part):
+            self._look_at_content(domain, pages)
         leaders = self._share(pages)
         if self._evictor:
             self._watch(domain, pages)
@@ -285,12 +286,7 @@ class Engine:
 
     def _look_at_content(self, domain: Domain, pages: PageNumbers) -> None:
         """Digests the pages that have a frame, or those of them that were written; a digest that changed means C1."""
-        part = slice(int(pages[0]), int(pages[-1]) + 1)
-        readable = READABLE[self._table.place[part]]
-        if self._written.nothing_new(domain, part):
-            clock.count_visit_of_all(self._table.quiet[part], readable)
-            return
-        pages = pages[readable]
+        pages = self._written.due(domain, pages[READABLE[self._table.place[pages]]])
         needed = self._written.to_digest(domain, pages)
         clock.count_visit(self._table.quiet, pages[~needed])
         pages = pages[needed]

@@ -10,7 +10,8 @@ A log that misses more than it tells is not used any more.
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.engine.pages import WRITTEN, Domain, PageTable
+from diffengine.engine import clock
+from diffengine.engine.pages import READABLE, WRITTEN, Domain, PageTable
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.hypervisor.protocol import Host, Outcome, Results
 from diffengine.native import PageNumbers
@@ -49,7 +50,7 @@ class WrittenPages:
         self._reasons = reasons
         self._able = host.capabilities().log_dirty
         self._sweep = 0
-        self._due: dict[int, list[bool]] = {}
+        self._due: dict[int, NDArray[np.bool_]] = {}
 
     def begin(self, domain: Domain) -> None:
         """Turns the log on, if the host can and nobody else uses it."""
@@ -86,11 +87,39 @@ class WrittenPages:
             else:
                 self._table.notes[domain.part][written] |= WRITTEN
                 self._due[domain.domid] = self._find_due(domain)
+                self._count_quiet(domain)
 
     def _give_up(self, domain: Domain, reason: Reason) -> None:
         """The log is left on: whoever reset it may be using it."""
         domain.logged = False
         self._reasons.add(reason, 1)
+
+    def _find_due(self, domain: Domain) -> NDArray[np.bool_]:
+        """Of each run of a domain's pages: is there something to digest in this sweep."""
+        starts = np.arange(0, domain.gfns, LOOK_AGAIN_RUN)
+        written = np.logical_or.reduceat((self._table.notes[domain.part] & WRITTEN) != 0, starts)
+        due: NDArray[np.bool_] = written | look_again(starts.astype(np.uint32), self._sweep)
+        return due
+
+    def _count_quiet(self, domain: Domain) -> None:
+        """The visit of all pages of runs with nothing to digest, at once: for one portion after the other it would take
+        longer than all the rest of their visits."""
+        table = self._table
+        quiet = np.repeat(~self._due[domain.domid], LOOK_AGAIN_RUN)[: domain.gfns]
+        clock.count_visit_of_all(table.quiet[domain.part], quiet & READABLE[table.place[domain.part]])
+
+    def nothing_due(self, domain: Domain, part: range) -> bool:
+        """Are a domain's gfns all in runs with nothing to digest: most often so, and soon found."""
+        if not domain.logged:
+            return False
+        return not self._due[domain.domid][part.start // LOOK_AGAIN_RUN : -(-part.stop // LOOK_AGAIN_RUN)].any()
+
+    def due(self, domain: Domain, pages: PageNumbers) -> PageNumbers:
+        """The pages whose visit was not counted when the sweep began."""
+        if not domain.logged:
+            return pages
+        chosen: PageNumbers = pages[self._due[domain.domid][(pages - np.uint32(domain.first)) // LOOK_AGAIN_RUN]]
+        return chosen
 
     def to_digest(self, domain: Domain, pages: PageNumbers) -> NDArray[np.bool_]:
         """Which of a domain's pages have to be digested."""
@@ -99,20 +128,6 @@ class WrittenPages:
         needed = (self._table.notes[pages] & WRITTEN) != 0
         result: NDArray[np.bool_] = needed | look_again(pages - np.uint32(domain.first), self._sweep)
         return result
-
-    def nothing_new(self, domain: Domain, part: slice) -> bool:
-        """Is there nothing to digest in a part of a domain: most often so, and soon found."""
-        if not domain.logged:
-            return False
-        first, end = part.start - domain.first, part.stop - domain.first
-        return not any(self._due[domain.domid][first // LOOK_AGAIN_RUN : -(-end // LOOK_AGAIN_RUN)])
-
-    def _find_due(self, domain: Domain) -> list[bool]:
-        """Of each run of a domain's pages: is there something to digest in this sweep."""
-        starts = np.arange(0, domain.gfns, LOOK_AGAIN_RUN)
-        due = np.logical_or.reduceat((self._table.notes[domain.part] & WRITTEN) != 0, starts)
-        flags: list[bool] = (due | look_again(starts.astype(np.uint32), self._sweep)).tolist()
-        return flags
 
     def note(self, domain: Domain, pages: PageNumbers, changed: NDArray[np.bool_], known: NDArray[np.bool_]) -> None:
         """Pages that were digested now; known: whose digest was known before."""
