@@ -231,7 +231,7 @@ def _draw(named: dict[str, Result]) -> Figure:
         axis.plot(result["series"]["time_s"], np.array(result["series"]["saving"]) * 100, color=colour, label=name)
     axis.set_ylim(top=100)
     drawing.titles(axis, "Saved with a device model at work", "time (s)", "memory saved (%)")
-    drawing.legend(axis, loc="center right")
+    drawing.legend(axis, loc="center right", bbox_to_anchor=(1.0, 0.3))
     return figure
 
 

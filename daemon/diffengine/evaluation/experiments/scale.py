@@ -182,6 +182,7 @@ def _draw(results: Results) -> Figure:
     for axis, (kind, label) in zip(axes, LABELS.items(), strict=True):
         runs = _of(results, kind)
         axis.plot(list(runs), [_share(result) for result in runs.values()], "o-", color=drawing.BLUE)
+        axis.margins(y=0.15)
         axis.set_ylim(bottom=0)
         drawing.titles(axis, "", label, "% of a core" if kind == "memory" else "")
     return figure
