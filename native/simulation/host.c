@@ -11,6 +11,7 @@
 /** Fewer than so many pages are asked for at a time. */
 #define ASKED 20u
 #define BRING_IN_MS 5u
+#define NOMINATED 200u
 #define GRANT_TRIES 20u
 #define GRANT_RETRY_NS 20000u
 
@@ -145,11 +146,15 @@ static void grant(struct world *world, struct place *place, uint32_t gfn, uint32
         page->readers--;
 }
 
-/* Another tool's nomination makes a page shared again whose handle went stale. */
-static void nominate(struct world *world, struct place *place, uint32_t gfn)
+/* Another tool that shares, too: its nominations make pages shared again whose handles went stale. */
+static void nominate(struct world *world, struct place *place, uint32_t gfn, uint32_t argument)
 {
-    uint64_t handle;
-    world->hypervisor.operations->share_nominate(world->hypervisor.context, place->id, gfn, &handle);
+    const struct de_hypervisor *hypervisor = &world->hypervisor;
+    for (uint32_t i = 0; i < argument % NOMINATED && !place->leaving; i++) {
+        uint64_t handle;
+        hypervisor->operations->share_nominate(hypervisor->context, place->id,
+                                               (gfn + i) % world->options.gfns, &handle);
+    }
 }
 
 static void act(struct world *world, struct place *place, const struct de_simulation_step *step)
@@ -170,7 +175,7 @@ static void act(struct world *world, struct place *place, const struct de_simula
         grant(world, place, gfn, step->argument);
         break;
     case DE_SIMULATE_NOMINATE:
-        nominate(world, place, gfn);
+        nominate(world, place, gfn, step->argument);
         break;
     default:
         break;

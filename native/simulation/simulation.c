@@ -60,7 +60,7 @@ static void draw_weights(struct random_stream *random, uint32_t *weights)
     weights[DE_SIMULATE_HOLD] = 1;
     weights[DE_SIMULATE_DEVICE_WRITE] = between(random, 0, 4);
     weights[DE_SIMULATE_GRANT] = between(random, 0, 2);
-    weights[DE_SIMULATE_NOMINATE] = between(random, 0, 2);
+    weights[DE_SIMULATE_NOMINATE] = rate(random, 2);
     weights[DE_SIMULATE_HOG] = rate(random, 40);
     weights[DE_SIMULATE_CORRUPT] = rate(random, 30);
     weights[DE_SIMULATE_DESTROY] = rate(random, 60);

@@ -46,7 +46,7 @@ enum de_simulation_action {
     DE_SIMULATE_HOLD = 15,         /**< map a page read-only for a while; argument % 4 == 0: ask for a row */
     DE_SIMULATE_DEVICE_WRITE = 16, /**< map a page read-write, write, unmap: as a device model does */
     DE_SIMULATE_GRANT = 17,        /**< map a grant for a while: as a backend does; odd argument: and write */
-    DE_SIMULATE_NOMINATE = 18,     /**< another tool nominates the page for sharing */
+    DE_SIMULATE_NOMINATE = 18,     /**< another tool nominates a row of pages for sharing */
     /* The world: */
     DE_SIMULATE_HOG = 19,     /**< somebody takes all free frames for a while */
     DE_SIMULATE_CORRUPT = 20, /**< flip a byte of some object in the store */
