@@ -10,6 +10,7 @@
 #include <diffengine/compress.h>
 #include <diffengine/dense.h>
 #include <diffengine/patch.h>
+#include <dirent.h>
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <sys/types.h>
@@ -56,6 +57,8 @@ int simulation_munmap(void *address, size_t bytes);
 int simulation_track(int fd);
 int simulation_untrack(int fd);
 int simulation_close(int fd);
+DIR *simulation_fdopendir(int fd);
+int simulation_closedir(DIR *directory);
 int simulation_compress_create(enum de_compressor compressor, int level,
                                struct de_compress_context **context);
 void simulation_compress_free(struct de_compress_context *context);

@@ -205,6 +205,25 @@ static void drop_context(const void *context)
             owner->contexts[i].context = NULL;
 }
 
+static void release_directory(void *directory)
+{
+    closedir(directory);
+}
+
+DIR *simulation_fdopendir(int fd)
+{
+    DIR *directory = fdopendir(simulation_untrack(fd));
+    if (directory && !hold_context(directory, release_directory))
+        abort();
+    return directory;
+}
+
+int simulation_closedir(DIR *directory)
+{
+    drop_context(directory);
+    return closedir(directory);
+}
+
 static void release_compress(void *context)
 {
     de_compress_free(context);

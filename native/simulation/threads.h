@@ -55,7 +55,8 @@
 #define open(...) simulation_track(open(__VA_ARGS__))
 #define openat(...) simulation_track(openat(__VA_ARGS__))
 #define close(fd) simulation_close(fd)
-#define fdopendir(fd) fdopendir(simulation_untrack(fd))
+#define fdopendir(fd) simulation_fdopendir(fd)
+#define closedir(directory) simulation_closedir(directory)
 
 /* What takes its time although it gives nobody way. */
 #define de_decompress_page(context, payload, bytes, page)                                                    \

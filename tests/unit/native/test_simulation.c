@@ -7,8 +7,8 @@
 #include <diffengine/status.h>
 #include <string.h>
 
-#define SEEDS 60u
-#define OPERATIONS 4000u
+#define SEEDS 100u
+#define OPERATIONS 3000u
 
 static void run(const struct de_simulation_options *options, struct de_simulation_result *result)
 {
