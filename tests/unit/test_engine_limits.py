@@ -119,6 +119,16 @@ def test_a_domain_keeps_its_minimum_when_another_one_needs_references() -> None:
         assert run.read_all(0) == run.read_all(1) == 0
 
 
+def test_references_beside_what_is_let_through_keep_to_the_minimum() -> None:
+    first = random_pages(100)
+    second = first.copy()
+    second[:, 1000:1064] += 1
+    with bench([np.concatenate([first, second])], replace(NO_LIMITS, policy=PATCHING), min_resident=190) as run:
+        for _ in range(2 * ENOUGH_SWEEPS):
+            run.sweep(1)
+            assert evicted(run)[0] <= 10
+
+
 # Faults.
 
 
