@@ -174,6 +174,17 @@ def test_trials_of_shared_pages_count_as_watching() -> None:
         assert 0 < run.pager.private <= 2 * 8 * 40
 
 
+def test_a_page_that_was_touched_is_not_watched_again_soon() -> None:
+    with bench([text_pages(100)], NO_LIMITS) as run:
+        run.sweep(3)
+        assert run.engine.report().pages["watched"] == 100
+        assert run.read_all(0) == 0
+        run.sweep(6)
+        assert run.engine.report().pages["watched"] == 0
+        run.sweep(4)
+        assert run.engine.report().pages["watched"] == 100
+
+
 def test_a_new_fault_limit_holds_at_once() -> None:
     with bench([text_pages(20)], replace(NO_LIMITS, fault_limit=7.0)) as run:
         run.sweep(1)
