@@ -60,7 +60,7 @@ static void lock(struct input *input, struct de_holds *holds, const struct devic
     require(device->truncated || locked == (gfn < GFNS && !(before & (COUNT_MASK | LOCK_BIT))));
 }
 
-static void serve(struct input *input, struct de_holds *holds)
+static void serve(struct de_holds *holds)
 {
     for (uint32_t slot = 0, gfn; slot < DE_HOLDS_REQUESTS; slot++)
         if (de_holds_request(holds, slot, &gfn)) {
@@ -128,7 +128,7 @@ static void step(struct input *input, struct de_holds **holds, struct device *de
             *holds = succeed(*holds, device);
         break;
     default:
-        serve(input, *holds);
+        serve(*holds);
         (void)de_holds_attached(*holds);
     }
 }
