@@ -73,7 +73,8 @@ def test_the_cpu_budget_counts_what_the_model_says(samples: dict[str, Path], tmp
 def test_an_hour_of_virtual_time(tmp_path: Path) -> None:
     report = run(tmp_path, "duration_s = 3600\n[[domain]]\nmemory_mib = 1\n", "--virtual")
     assert report["duration_s"] == pytest.approx(3600.25, abs=0.01)
-    assert report["sweeps"] > 800
+    # Its guest does nothing: sweeps get four times as long.
+    assert 200 < report["sweeps"] < 800
 
 
 def test_tables_say_that_times_are_modelled(tmp_path: Path) -> None:

@@ -179,9 +179,10 @@ def test_a_page_that_was_touched_is_not_watched_again_soon() -> None:
         run.sweep(3)
         assert run.engine.report().pages["watched"] == 100
         assert run.read_all(0) == 0
-        run.sweep(6)
-        assert run.engine.report().pages["watched"] == 0
+        # Eight visits, of which the last ones count for several where nothing changes.
         run.sweep(4)
+        assert run.engine.report().pages["watched"] == 0
+        run.sweep(2)
         assert run.engine.report().pages["watched"] == 100
 
 
@@ -235,6 +236,7 @@ def test_the_engine_keeps_to_its_share_of_a_core_and_to_its_interval() -> None:
         assert sweep_s == pytest.approx(20, rel=0.01)
         assert run.engine.report().cpu_s == pytest.approx(clock.used_s)
         run.engine.set_options(replace(options, cpu_share=1.0))
-        share, sweep_s = cpu_use(run, clock, 5)
+        # As many sweeps as are short though nothing changes.
+        share, sweep_s = cpu_use(run, clock, 4)
         assert share == pytest.approx(0.5, rel=0.1)
         assert sweep_s == pytest.approx(options.visit_interval_s, rel=0.1)

@@ -118,7 +118,7 @@ def test_pages_that_come_back_are_left_alone_for_longer() -> None:
         run.sweep(ENOUGH_SWEEPS)
         assert run.pager.counters().evicted == 100
         assert run.read_all(0) == 0
-        run.sweep(6)
+        run.sweep(5)
         report = run.engine.report()
         assert sum(report.refaults.values()) == 100
         assert report.pages["resident"] == 100
@@ -162,8 +162,8 @@ def test_near_the_refault_limit_only_pages_go_that_were_idle_for_long() -> None:
         while not run.pager.asked:  # type: ignore[attr-defined]
             idle = run.engine._table.idle.copy()
             run.sweep(1)
-        # They are visited once more before they go.
-        assert min(idle[run.pager.asked]) + 1 >= needed  # type: ignore[attr-defined]
+        # They are visited once more before they go, and a visit may count for several.
+        assert min(idle[run.pager.asked]) + run.engine._length.weight >= needed  # type: ignore[attr-defined]
         assert max(idle) > c4_visits + 2
 
 

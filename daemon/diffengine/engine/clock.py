@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diffengine.engine.policy import State
 
 Counts = NDArray[np.uint8]
-MOST_VISITS = 255
+MOST_VISITS = np.uint8(255)
 # 2 quiet visits << 6 = 128 visits: at 4 s each some 9 minutes.
 MOST_BACKOFF = 6
 QUIET_VISITS = 2
@@ -39,14 +39,14 @@ def classify(quiet: Counts, idle: Counts, c4_visits: int) -> NDArray[np.uint8]:
     return states
 
 
-def count_visit(visits: Counts, chosen: NDArray[Any]) -> None:
-    """One more visit for the chosen pages, up to MOST_VISITS."""
-    visits[chosen] += visits[chosen] < MOST_VISITS
+def count_visit(visits: Counts, chosen: NDArray[Any], weight: int = 1) -> None:
+    """One more visit for the chosen pages, up to MOST_VISITS. weight: as how many it counts."""
+    visits[chosen] += np.minimum(np.uint8(weight), MOST_VISITS - visits[chosen])
 
 
-def count_visit_of_all(visits: Counts, chosen: NDArray[np.bool_]) -> None:
+def count_visit_of_all(visits: Counts, chosen: NDArray[np.bool_], weight: int = 1) -> None:
     """The same with a flag for each element: many times as fast where most are chosen."""
-    visits += chosen & (visits < MOST_VISITS)
+    visits += chosen * np.minimum(np.uint8(weight), MOST_VISITS - visits)
 
 
 def back_off(backoff: Counts, chosen: NDArray[Any], by: int) -> None:

@@ -36,7 +36,7 @@ from diffengine.engine.report import DomainReport, EngineReport, count_places, d
 from diffengine.engine.reserve import Reserve
 from diffengine.engine.sharing import Pairs, Sharing
 from diffengine.engine.swapping import Swapper
-from diffengine.engine.visits import portion, portions_of_sweep
+from diffengine.engine.visits import SweepLength, portion, portions_of_sweep
 from diffengine.engine.written import WrittenPages, differing
 from diffengine.hypervisor.protocol import Host, Outcome, Pager, PageState
 from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
@@ -91,6 +91,10 @@ class Engine:
         # Which groups of sharers are on trial, and whose pages, in this sweep.
         self._trial_turn = 0
         self._on_trial: set[int] = set()
+        self._length = SweepLength()
+        self._came_back = -1
+        self._evictions = 0
+        self._paid_s = 0.0
         self._sweep_start_s = 0.0
         self._settled_s = self._pace.now_s()
         self._cpu_s = 0.0
@@ -112,7 +116,12 @@ class Engine:
             self._written.begin(domain)
         self._watch_rates[domid] = WatchRate(self._options.fault_limit)
         self._refault_limits[domid] = RefaultLimit(self._options.refault_limit)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """The hand is at the beginning of other memory."""
         self._portion = self._portions = 0
+        self._length.hurry()
 
     def stop_log_dirty(self, domid: int) -> None:
         """Before a domain is saved or migrated: whoever does that needs the log for itself."""
@@ -129,7 +138,7 @@ class Engine:
             self._reserve.forget(domain)
             self._table.remove_domain(domain)
             del self._watch_rates[domid], self._refault_limits[domid]
-        self._portion = self._portions = 0
+        self._begin_anew()
 
     def set_min_resident(self, domid: int, pages: int) -> None:
         """What is out already stays out."""
@@ -143,6 +152,7 @@ class Engine:
         if replace(options, **{name: getattr(self._options, name) for name in LIVE_OPTIONS}) != self._options:
             return False
         self._options = options
+        self._length.hurry()
         for part in (self._evictor, self._swapper):
             if part:
                 part.options = options
@@ -182,20 +192,27 @@ class Engine:
             self._end_sweep()
         used_s = self._pace.cpu_s() - start_cpu_s
         self._cpu_s += used_s
-        return self._wait_s(start_s, used_s)
+        self._paid_s = start_s + used_s / self._options.cpu_share
+        return self.until_step_s()
 
-    def _wait_s(self, start_s: float, used_s: float) -> float:
+    def settle(self) -> None:
+        """Between two steps that are far apart: which pages came back, if it is time to ask."""
+        start_cpu_s = self._pace.cpu_s()
+        self._settle(self._pace.now_s())
+        self._cpu_s += self._pace.cpu_s() - start_cpu_s
+
+    def until_step_s(self) -> float:
         """Until the next portion is due, or the budget of CPU time allows it, whichever is later."""
-        done = self._portion / self._portions if self._portion else 1.0
-        due_s = self._sweep_start_s + done * self._options.visit_interval_s
-        paid_s = start_s + used_s / self._options.cpu_share
-        return max(0.0, max(due_s, paid_s) - self._pace.now_s())
+        done = self._portion / self._portions if self._portion else float(self._portions > 0)
+        due_s = self._sweep_start_s + done * self._length.intervals * self._options.visit_interval_s
+        return max(0.0, max(due_s, self._paid_s) - self._pace.now_s())
 
     def _begin_sweep(self, now_s: float) -> None:
         self._forget_gone_domains()
         self._portions = portions_of_sweep(max((domain.gfns for domain in self._table.domains), default=1))
+        self._length.begin_sweep((now_s - self._sweep_start_s) / self._options.visit_interval_s)
         self._sweep_start_s = now_s
-        self._written.begin_sweep(self._sweeps)
+        self._written.begin_sweep(self._sweeps, self._length.weight)
         self._reasons.begin_sweep()
         cycles = self._sharing.cycles if self._sharing else 0
         if self._sharing:
@@ -222,6 +239,16 @@ class Engine:
             self._evictor.end_sweep()
         if self._swapper:
             self._swapper.relieve(self.table_bytes)
+        # Where a sharing cycle takes several sweeps, each of them looks for partners of other pages.
+        evictions, before = self._pager.counters().evictions, self._evictions
+        self._evictions = evictions
+        self._length.found(abs(evictions - before))
+        one_pass = not self._sharing or self._sharing.passes == 1
+        self._length.end_sweep(self._pages, one_pass)
+
+    @property
+    def _pages(self) -> int:
+        return sum(domain.gfns for domain in self._table.domains)
 
     # What the pager tells.
 
@@ -233,11 +260,21 @@ class Engine:
             return
         self._settled_s = now_s
         if self._evictor:
+            some, pages = self._some_came_back(), self._pages
             for domain in self._table.domains:
-                touched, refaulted = self._settle_domain(domain)
+                touched, refaulted = self._settle_domain(domain) if some else (0, 0)
+                self._length.come_back(touched + refaulted, pages)
                 self._watch_rates[domain.domid].observe(touched + refaulted, seconds)
                 self._refault_limits[domain.domid].observe(now_s, refaulted)
         self._reserve.adjust()
+
+    def _some_came_back(self) -> bool:
+        """By the pager's counters, which cost less than its page tables. Once a sweep the tables are looked at whatever
+        it counts, for it may count a page just before it notes where it is."""
+        counters = self._pager.counters()
+        came_back, before = counters.loads + counters.touches, self._came_back
+        self._came_back = came_back
+        return came_back != before or self._portion == 0
 
     def _settle_domain(self, domain: Domain) -> tuple[int, int]:
         table, part = self._table, domain.part
@@ -278,7 +315,7 @@ class Engine:
         table = self._table
         states = self._pager.states(domain.domid, part.start, len(part)).states
         still = (states == PageState.WATCHED) & (table.place[pages] == Place.WATCHED)
-        clock.count_visit(table.idle, pages[still])
+        clock.count_visit(table.idle, pages[still], self._length.weight)
         # A refused eviction leaves a page watched that was not before.
         new = (states == PageState.WATCHED) & (table.place[pages] == Place.RESIDENT)
         table.place[pages[new]] = Place.WATCHED
@@ -288,7 +325,7 @@ class Engine:
         """Digests the pages that have a frame, or those of them that were written; a digest that changed means C1."""
         pages = self._written.due(domain, pages[READABLE[self._table.place[pages]]])
         needed = self._written.to_digest(domain, pages)
-        clock.count_visit(self._table.quiet, pages[~needed])
+        clock.count_visit(self._table.quiet, pages[~needed], self._length.weight)
         pages = pages[needed]
         if len(pages):
             self._digest(domain, pages)
@@ -325,9 +362,12 @@ class Engine:
         differs = table.keys[pages] != keys
         self._written.note(domain, pages, differs, table.keys[pages] != UNKNOWN_KEY)
         changed = pages[differs]
+        new = table.keys[changed] == UNKNOWN_KEY
         back = pages[table.place[pages] == Place.HOLE]
         table.keys[pages] = keys
-        clock.count_visit(table.quiet, pages)
+        # Those that change at every visit are no news.
+        self._length.found(int(np.count_nonzero((table.quiet[changed] > 0) | new)) + len(back))
+        clock.count_visit(table.quiet, pages, self._length.weight)
         table.quiet[changed] = 0
         table.leave_frames(changed)
         table.place[changed] = Place.RESIDENT
@@ -373,6 +413,7 @@ class Engine:
         self._reasons.add_results("share", results)
         self._table.doubt(np.concatenate([sources, clients])[np.tile(differing(results), 2)])
         done = results == Outcome.DONE
+        self._length.found(int(done.sum()))
         assert self._sharing is not None
         self._sharing.joined(sources[done], clients[done])
         return self._sharing.pass_over(pairs, np.isin(results, REFUSES_ALL))
@@ -426,6 +467,7 @@ class Engine:
         results = self._pager.watch(domids, gfns)
         self._reasons.add_results("watch", results)
         watched = chosen[results == Outcome.DONE]
+        self._length.found(len(watched))
         table.place[watched] = Place.WATCHED
         table.idle[watched] = 0
         # Nominated for sharing alone: private again, it can be watched at the next visit.
@@ -445,11 +487,14 @@ class Engine:
             cold &= (table.place[pages] == Place.WATCHED) & (table.idle[pages] > 0)
         else:
             cold &= EVICTABLE[table.place[pages]]
+        copies = (leaders != NONE) & (leaders != pages)
+        # What can't be saved takes nothing of what the limits allow.
+        cold &= copies | self._evictor.worth_trying(pages, states)
         if not cold.any():
             return
         cold &= self._within_limits(domain, pages, cold)
         self._let_through = (domain.domid, int(cold.sum()))
-        copies = cold & (leaders != NONE) & (leaders != pages)
+        copies &= cold
         # Copies of what goes in this very batch follow it; of what is about to go, at their next visit.
         follow = np.isin(leaders, pages[cold & ~copies]) & copies
         wait = copies.copy()

@@ -71,8 +71,9 @@ class WrittenPages:
         domain.logged = False
         self._due.pop(domain.domid, None)
 
-    def begin_sweep(self, sweep: int) -> None:
-        """Takes what was written since the last sweep; what is written from now on is told in the next one."""
+    def begin_sweep(self, sweep: int, weight: int = 1) -> None:
+        """Takes what was written since the last sweep; what is written from now on is told in the next one. weight: as
+        how many visits of what was not written this one counts."""
         self._sweep = sweep
         for domain in self._table.domains:
             if not domain.logged:
@@ -87,7 +88,7 @@ class WrittenPages:
             else:
                 self._table.notes[domain.part][written] |= WRITTEN
                 self._due[domain.domid] = self._find_due(domain)
-                self._count_quiet(domain)
+                self._count_quiet(domain, weight)
 
     def _give_up(self, domain: Domain, reason: Reason) -> None:
         """The log is left on: whoever reset it may be using it."""
@@ -101,12 +102,12 @@ class WrittenPages:
         due: NDArray[np.bool_] = written | look_again(starts.astype(np.uint32), self._sweep)
         return due
 
-    def _count_quiet(self, domain: Domain) -> None:
+    def _count_quiet(self, domain: Domain, weight: int) -> None:
         """The visit of all pages of runs with nothing to digest, at once: for one portion after the other it would take
         longer than all the rest of their visits."""
         table = self._table
         quiet = np.repeat(~self._due[domain.domid], LOOK_AGAIN_RUN)[: domain.gfns]
-        clock.count_visit_of_all(table.quiet[domain.part], quiet & READABLE[table.place[domain.part]])
+        clock.count_visit_of_all(table.quiet[domain.part], quiet & READABLE[table.place[domain.part]], weight)
 
     def nothing_due(self, domain: Domain, part: range) -> bool:
         """Are a domain's gfns all in runs with nothing to digest: most often so, and soon found."""

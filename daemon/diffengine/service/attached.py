@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from diffengine.engine import Engine, EngineOptions
+from diffengine.engine.engine import SETTLE_INTERVAL_S
 from diffengine.errors import DiffengineError, one_line
 from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.protocol import DomainInfo, Host, HostGoneError
@@ -105,6 +106,15 @@ class AttachedEngine:
         """Seconds to wait before the next step."""
         self.look_in_time()
         return self.engine.step()
+
+    def work(self) -> float:
+        """A step, if one is due, else what is to be done between two of them. Seconds to wait before the next time."""
+        self.look_in_time()
+        if self.engine.until_step_s() > 0:
+            self.engine.settle()
+        else:
+            self.engine.step()
+        return min(self.engine.until_step_s(), SETTLE_INTERVAL_S)
 
     def look_in_time(self) -> None:
         """Looks, if it is time to."""

@@ -100,7 +100,7 @@ class Operations:
             self._attached.look_in_time()
             wait_s = TELL_INTERVAL_S
         else:
-            wait_s = self._attached.step()
+            wait_s = self._attached.work()
         if time.monotonic() >= self._tell_s:
             self.refresh()
         return wait_s
