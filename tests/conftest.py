@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Being here makes the modules of this directory importable from the tests below it."""
 
+import signal
 import tarfile
 import tempfile
 from pathlib import Path
@@ -22,7 +23,9 @@ SAMPLES = Path(__file__).parent / "images" / "small.tar.zst"
 
 
 def pytest_sessionstart() -> None:
-    """What tests that were killed left behind, those in C among them."""
+    """What tests that were killed left behind goes, those in C among them. Ctrl-C works as in a terminal, where a
+    script's background job would hand down to all that it starts that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for place in (Path("/dev/shm"), Path(tempfile.gettempdir())):
         remove_abandoned(place)
 
