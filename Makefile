@@ -194,7 +194,7 @@ $(STAMPS)/xen-packages: $(STAMPS)/packages
 test-xen-smoke: $(STAMPS)/venv $(STAMPS)/xen-packages
 	$(XEN_RIG) --timeout 1800 test test_smoke.py
 
-test-xen: $(STAMPS)/venv $(STAMPS)/xen-packages
+test-xen: $(STAMPS)/installed $(STAMPS)/xen-packages
 	$(XEN_RIG) --timeout 7200 test
 
 # On Debian's own hypervisor source, without the edit that lets AMD share.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The rig's parts that need no Xen: what is kept and when it is made anew, archives, kernels, verdicts."""
 
+import json
 import os
 import struct
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import lz4.block
 import pytest
 
-from xen.rig import kernels, qemu, results
+from xen.rig import kernels, qemu, results, simulated
 from xen.rig.cache import KEPT, Cache, digest
 from xen.rig.errors import RigError
 from xen.rig.initramfs import Archive
@@ -182,3 +183,24 @@ def test_a_boot_that_fails_before_the_script_is_tried_again(
         with pytest.raises(NotStartedError):
             qemu.run_script(machine, "/run", "", log, 60)
     assert count.read_text().count("boot") == boots
+
+
+@pytest.mark.parametrize(("freed_share", "enough"), [(1.0, True), (0.1, False)])
+def test_what_xen_got_back_is_held_against_a_simulation_of_the_dumps(
+    tmp_path: Path, freed_share: float, enough: bool
+) -> None:
+    page = bytes(range(256)) * 16
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.core").write_bytes(page * 512)
+    found = {
+        **{"guests": ["one", "two"], "sweeps": 3, "c4_visits": 1},
+        **{"allocated_bytes": 4 << 20, "freed_bytes": int(freed_share * (4 << 20)), "store_bytes": 0, "table_bytes": 0},
+    }
+    (tmp_path / simulated.FOUND).write_text(json.dumps(found))
+    assert simulated.compare(tmp_path) == enough
+    assert json.loads((tmp_path / simulated.COMPARED).read_text())["simulated"] > 0.5
+    assert not list(tmp_path.glob("*.core")), "dumps are large"
+
+
+def test_a_run_without_debian_guests_has_nothing_to_compare(tmp_path: Path) -> None:
+    assert simulated.compare(tmp_path)

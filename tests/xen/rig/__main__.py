@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from xen.rig import bochs, dom0, guest, hypervisor, project, qemu, results
+from xen.rig import bochs, dom0, guest, hypervisor, project, qemu, results, simulated
 from xen.rig.cache import Cache, user_cache
 from xen.rig.errors import RigError
 
@@ -50,6 +50,7 @@ def run_suite(machine: qemu.Machine, cpu: str, tests: list[str], timeout_s: floa
     run_script = EMULATORS[cpu]
     run_script(machine, "/opt/rig/suite/run", ":".join(tests), share / "serial.log", timeout_s)
     passed = results.print_table(results.read(share))
+    passed &= simulated.compare(share)
     results.print_files(share)
     print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s; logs in {share}")
     print(f"rig: {results.PASSED if passed else 'FAILED'}")

@@ -74,6 +74,7 @@ def _build(folder: Path, dom0: Dom0, built: tuple[Path, Path], wheels: tuple[Pat
     shutil.copy(packed, rig / "guest-bzimage")
     guest, own = built
     shutil.copy(guest / "initrd", rig / "guest-initrd")
+    shutil.copy(guest / "debian-initrd", rig / "debian-initrd")
     for program in own.iterdir():
         shutil.copy(program, rig)
     make_disk(tree / "opt", folder / "disk", "project", DISK_MIB)

@@ -37,7 +37,8 @@ class Machine:
 def command(machine: Machine, dom0_options: str, serial: str) -> list[str]:
     dom0 = f"{machine.kernel} {DOM0_OPTIONS} {dom0_options}"
     memory = f"dom0_mem={machine.dom0_mib}M,max:{machine.dom0_mib}M"
-    disks = [f"if=virtio,format=raw,snapshot=on,file={disk}" for disk in machine.disks]
+    # The first once more, unmounted: Debian guests start from it.
+    disks = [f"if=virtio,format=raw,snapshot=on,file={disk}" for disk in (*machine.disks, *machine.disks[:1])]
     return [
         *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(machine.memory_mib)),
         *("-M", "q35", "-nodefaults", "-no-reboot", "-display", "none", "-serial", serial),

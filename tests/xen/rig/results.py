@@ -10,7 +10,7 @@ from xen.rig.errors import RigError
 VERDICT = "verdict"
 RESULTS = "results.xml"
 # What the suite sums up and measures, for people.
-FILES = ("totals.json", "figures.json")
+FILES = ("totals.json", "figures.json", "debian.json", "debian-simulated.json")
 PASSED = "PASSED"
 
 
