@@ -191,7 +191,7 @@ def test_what_xen_got_back_is_held_against_a_simulation_of_the_dumps(
 ) -> None:
     page = bytes(range(256)) * 16
     for name in ("one", "two"):
-        (tmp_path / f"{name}.core").write_bytes(page * 512)
+        (tmp_path / f"{name}.raw").write_bytes(page * 512)
     found = {
         **{"guests": ["one", "two"], "sweeps": 3, "c4_visits": 1},
         **{"allocated_bytes": 4 << 20, "freed_bytes": int(freed_share * (4 << 20)), "store_bytes": 0, "table_bytes": 0},
@@ -199,7 +199,7 @@ def test_what_xen_got_back_is_held_against_a_simulation_of_the_dumps(
     (tmp_path / simulated.FOUND).write_text(json.dumps(found))
     assert simulated.compare(tmp_path) == enough
     assert json.loads((tmp_path / simulated.COMPARED).read_text())["simulated"] > 0.5
-    assert not list(tmp_path.glob("*.core")), "dumps are large"
+    assert not list(tmp_path.glob("*.raw")), "dumps are large"
 
 
 def test_a_run_without_debian_guests_has_nothing_to_compare(tmp_path: Path) -> None:

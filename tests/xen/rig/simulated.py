@@ -28,7 +28,7 @@ refault_limit = 1000000
 DOMAIN = """\
 [[domain]]
 name = "{name}"
-image = "{name}.core"
+image = "{name}.raw"
 trust_group = "all"
 """
 
@@ -42,7 +42,7 @@ def compare(share: Path) -> bool:
     scenario.write_text(_scenario(found))
     report = json.loads(run(sys.executable, "-m", "diffengine", "simulate", scenario, "--virtual", "--json"))
     for name in found["guests"]:
-        (share / f"{name}.core").unlink()
+        (share / f"{name}.raw").unlink()
     on_xen = (found["freed_bytes"] - found["store_bytes"] - found["table_bytes"]) / found["allocated_bytes"]
     simulated = report["saving"]["end"]
     result = {"xen": on_xen, "simulated": simulated, "share": on_xen / simulated, "least": LEAST_SHARE}
