@@ -32,9 +32,9 @@ def analysis_of(images: Sequence[Sequence[bytes]], options: AnalysisOptions) -> 
 
 @st.composite
 def image_lists(draw: st.DrawFn, least: int = 1, most: int = 3) -> Images:
-    """Images whose pages come from one pool, so that they share."""
+    """Images whose pages come from one pool, so that they share. With a zero page none is taken for a text file."""
     pool = [ZERO, *draw(page_lists(max_size=14))]
-    pages = st.lists(st.sampled_from(pool), min_size=1, max_size=24)
+    pages = st.lists(st.sampled_from(pool), max_size=23).map(lambda others: [ZERO, *others])
     return draw(st.lists(pages, min_size=least, max_size=most))
 
 
