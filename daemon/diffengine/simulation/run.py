@@ -17,6 +17,7 @@ from diffengine.hypervisor.protocol import HostMemory, PagerCounters
 from diffengine.images import ImageSet, open_images
 from diffengine.simulation.guests import DomainPlan, machine_frames, plan_domains, program_options
 from diffengine.simulation.hosts import Parts, RunningProgram, SimulatedMachine, Where, host
+from diffengine.simulation.interruption import interruption
 from diffengine.simulation.scenario import PAGE_BYTES, Scenario
 from diffengine.simulation.virtual import Trace
 
@@ -204,6 +205,7 @@ def simulate(
     Raises ScenarioError before anything starts if the machine is too small, DiffengineError if it can't be made.
     """
     with ExitStack() as stack:
+        interrupted = stack.enter_context(interruption())
         images = stack.enter_context(open_images(scenario.images)) if scenario.images else None
         simulation, allocated = stack.enter_context(_simulation(scenario, images, where))
         if observer:
@@ -212,6 +214,7 @@ def simulate(
         samples = []
         interval_s = min(MOST_SAMPLE_INTERVAL_S, scenario.duration_s / FEWEST_SAMPLES)
         while (elapsed_s := simulation.elapsed_s) < scenario.duration_s:
+            interrupted.check()
             samples.append(simulation.sample())
             if observer:
                 observer.observe(simulation.elapsed_s, simulation.observed)
