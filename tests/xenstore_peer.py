@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 HEADER = struct.Struct("=IIII")
 DIRECTORY, READ, GET_PERMS, WATCH, UNWATCH = 1, 2, 3, 4, 5
@@ -132,7 +133,7 @@ class XenstorePeer:
 
     # The wire.
 
-    def _start(self, target: Callable[[socket.socket], None], given: socket.socket) -> None:
+    def _start(self, target: Callable[[Any], None], given: Any) -> None:
         thread = threading.Thread(target=target, args=(given,), name="xenstore-peer")
         self._threads.append(thread)
         thread.start()
@@ -143,14 +144,15 @@ class XenstorePeer:
                 connected, _ = listening.accept()
             except OSError:
                 return
+            connection = _Connection(connected)
             with self._lock:
+                # Who has connected can be hung up on.
+                self._connections.append(connection)
                 self.connected += 1
-                self._start(self._serve, connected)
+                self._start(self._serve, connection)
 
-    def _serve(self, connected: socket.socket) -> None:
-        connection = _Connection(connected)
-        with self._lock:
-            self._connections.append(connection)
+    def _serve(self, connection: _Connection) -> None:
+        connected = connection.socket
         with connected, suppress(OSError, EOFError):
             while True:
                 operation, request, _, size = HEADER.unpack(_exactly(connected, HEADER.size))
