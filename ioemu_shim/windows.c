@@ -27,9 +27,8 @@
 #define LOOK_FOR_PAGER_MS 250u
 
 struct cluster {
-    uint64_t
-        mapped;    /**< a bit per page: it has its frame, or, if it is no guest memory, a page in its place */
-    uint64_t held; /**< of those, whose gfn has a hold in the table */
+    uint64_t mapped; /**< a bit per page: it has its frame, or, being no guest memory, a page in its place */
+    uint64_t held;   /**< of those, whose gfn has a hold in the table */
     uint64_t touched_ms, emptied_ms;
     uint32_t calls; /**< system calls under way that use it */
     uint8_t runs;   /**< of pages that were mapped together */

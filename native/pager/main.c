@@ -216,8 +216,7 @@ static void settle_in(unsigned long parent)
     setrlimit(RLIMIT_CORE, &no_core);
     if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
         fprintf(stderr, "diffengine-pager: memory is not locked: %s\n", strerror(errno));
-    // Guests wait for it: it goes before what else runs here. Without the privilege it does not, and that is
-    // no failure.
+    /* Guests wait for it: before all else that runs here. It may lack the privilege, which is no failure. */
     setpriority(PRIO_PROCESS, 0, PRIORITY);
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd >= 0 && write(fd, "-1000", 5) != 5)

@@ -17,7 +17,7 @@ from diffengine.evaluation.setting import Setting, SettingError
 
 ALL = "all"
 # Another version of what steps compute makes older results useless.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 VERSION = version("diffengine")
 
 

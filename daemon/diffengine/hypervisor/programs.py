@@ -185,18 +185,9 @@ class Program:
         # The program keeps reading the bitmaps where they are.
         c_options, self._kept = c_program_options(self._binding, options)
         result = self._binding.ffi.new("struct de_program **")
-        try:
-            started = self._binding.lib.de_program_start(machine.handle, domid, c_options, result)
-            check_errno(started, f"starting a guest program in domain {domid}")
-            self._program = result[0]
-        except BaseException:
-            # Ctrl-C is noticed when the call returns, and in virtual time much may have happened in it: nobody but this
-            # knows of the program yet, and without its end the machine has none.
-            if result[0]:
-                self._program = result[0]
-                self.stop()
-                self.join()
-            raise
+        started = self._binding.lib.de_program_start(machine.handle, domid, c_options, result)
+        check_errno(started, f"starting a guest program in domain {domid}")
+        self._program = result[0]
 
     def read(self) -> ProgramResult:
         """Counters up to now; not after `join`."""
