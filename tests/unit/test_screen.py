@@ -41,7 +41,7 @@ def reading(taken_s: float, pid: int = 1, **counts: int) -> Reading:
             "corrupt": 0,
             "domains": 2,
         },
-        **{"coming_back": None, "pid": pid, "taken_s": taken_s, "evicted_pages": 7, "domains_worked_on": 1},
+        **{"pid": pid, "taken_s": taken_s, "evicted_pages": 7, "domains_worked_on": 1},
         "memory": {name: count * MIB for name, count in memory.items()},
         "saved_by": {"sharing": 100 * MIB, "patching": 40 * MIB, "compression": 60 * MIB, "swapping": 0},
         "fault_us": {"p50": 12.0, "p99": 12_345.0},
