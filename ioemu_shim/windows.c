@@ -45,6 +45,7 @@ struct window {
     int protection;
     uint32_t domain;
     xenforeignmemory_handle *xen;
+    unsigned cluster_shift; /**< a cluster has 2^this pages */
     size_t cluster_count;
     struct cluster *clusters;
     bool *missing; /**< per page: no such guest memory when it was made */
@@ -127,15 +128,25 @@ bool windows_covers(uintptr_t address)
     return covers;
 }
 
-static size_t cluster_bytes(void)
+static size_t first_page(const struct window *window, size_t index)
 {
-    return (size_t)settings_get()->cluster_pages * DE_PAGE_SIZE;
+    return index << window->cluster_shift;
 }
 
 static size_t cluster_pages(const struct window *window, size_t index)
 {
-    size_t size = settings_get()->cluster_pages, rest = window->pages - index * size;
+    size_t size = first_page(window, 1), rest = window->pages - first_page(window, index);
     return rest < size ? rest : size;
+}
+
+static uintptr_t cluster_from(const struct window *window, size_t index)
+{
+    return window->from + first_page(window, index) * DE_PAGE_SIZE;
+}
+
+static size_t cluster_of(const struct window *window, uintptr_t address)
+{
+    return (address - window->from) / DE_PAGE_SIZE >> window->cluster_shift;
 }
 
 /* Holds. */
@@ -286,7 +297,7 @@ static uint64_t map_runs(const struct window *window, size_t first, uint64_t pag
 /* Give pages of a cluster their frames, and their neighbours. */
 static void map_pages(const struct window *window, size_t index, uint64_t wanted, struct cluster *gained)
 {
-    size_t first = index * settings_get()->cluster_pages, count = cluster_pages(window, index);
+    size_t first = first_page(window, index), count = cluster_pages(window, index);
     uint64_t held = 0;
     hold_wanted(window, first, wanted, &held);
     held |= hold_around(window, first, count, wanted | gained->mapped);
@@ -346,13 +357,13 @@ static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call
             pthread_mutex_unlock(&lock);
             return false;
         }
-        size_t index = (from - window->from) / cluster_bytes();
+        size_t index = cluster_of(window, from);
         struct cluster *cluster = &window->clusters[index];
         if (cluster->working || attaching) {
             pthread_cond_wait(&changed, &lock);
             continue;
         }
-        uintptr_t base = window->from + index * cluster_bytes();
+        uintptr_t base = cluster_from(window, index);
         uintptr_t cluster_end = base + cluster_pages(window, index) * DE_PAGE_SIZE;
         *to = cluster_end < end_of_range ? cluster_end : end_of_range;
         uint64_t wanted = bits((from - base) / DE_PAGE_SIZE, (*to - base + DE_PAGE_SIZE - 1) / DE_PAGE_SIZE) &
@@ -386,7 +397,7 @@ bool windows_touch(uintptr_t address)
 /* Of the pages that the range takes of a cluster, those that have no frame; the lock is held. */
 static uint64_t lacking(const struct window *window, size_t index, uintptr_t from, uintptr_t to)
 {
-    uintptr_t base = window->from + index * cluster_bytes();
+    uintptr_t base = cluster_from(window, index);
     size_t first = from > base ? (from - base) / DE_PAGE_SIZE : 0;
     size_t last = (to - base + DE_PAGE_SIZE - 1) / DE_PAGE_SIZE;
     return bits(first, last) & bits(0, cluster_pages(window, index)) & ~window->clusters[index].mapped;
@@ -398,15 +409,12 @@ static bool prepare_mapped(uintptr_t from, uintptr_t to)
     pthread_mutex_lock(&lock);
     struct window *window = find(from);
     bool mapped = window && to <= window->from + window->pages * DE_PAGE_SIZE && !attaching;
-    size_t first = mapped ? (from - window->from) / cluster_bytes() : 0;
-    size_t last = mapped ? (to - 1 - window->from) / cluster_bytes() : 0;
+    size_t first = mapped ? cluster_of(window, from) : 0;
+    size_t last = mapped ? cluster_of(window, to - 1) : 0;
     for (size_t i = first; mapped && i <= last; i++)
         mapped = !window->clusters[i].working && !lacking(window, i, from, to);
-    uint64_t now = mapped ? now_ms() : 0;
-    for (size_t i = first; mapped && i <= last; i++) {
+    for (size_t i = first; mapped && i <= last; i++)
         window->clusters[i].calls++;
-        window->clusters[i].touched_ms = now;
-    }
     pthread_mutex_unlock(&lock);
     return mapped;
 }
@@ -430,8 +438,8 @@ bool windows_finish(const void *address, size_t bytes)
     pthread_mutex_lock(&lock);
     for (size_t place = place_of(from); place < window_count && windows[place]->from < to; place++) {
         struct window *window = windows[place];
-        size_t first = from > window->from ? (from - window->from) / cluster_bytes() : 0;
-        for (size_t i = first; i < window->cluster_count && window->from + i * cluster_bytes() < to; i++) {
+        size_t first = from > window->from ? cluster_of(window, from) : 0;
+        for (size_t i = first; i < window->cluster_count && cluster_from(window, i) < to; i++) {
             struct cluster *cluster = &window->clusters[i];
             cluster->calls -= cluster->calls > 0;
             cluster->touched_ms = now;
@@ -460,8 +468,8 @@ static struct window *window_make(const struct request *request)
     window->protection = request->protection;
     window->domain = request->domain;
     window->xen = request->xen;
-    window->cluster_count =
-        (request->pages + settings_get()->cluster_pages - 1) / settings_get()->cluster_pages;
+    window->cluster_shift = (unsigned)__builtin_ctz(settings_get()->cluster_pages);
+    window->cluster_count = ((request->pages - 1) >> window->cluster_shift) + 1;
     window->clusters = calloc(window->cluster_count, sizeof *window->clusters);
     window->missing = calloc(request->pages, sizeof *window->missing);
     if (!window->clusters || !window->missing) {
@@ -734,7 +742,7 @@ struct taken windows_take_out(uintptr_t from, size_t bytes)
 static void drop_window_holds(const struct window *window)
 {
     for (size_t i = 0; i < window->cluster_count; i++)
-        drop_holds(window->gfns + i * settings_get()->cluster_pages, window->clusters[i].held);
+        drop_holds(window->gfns + first_page(window, i), window->clusters[i].held);
 }
 
 static void finish_taken(struct taken taken, bool drop)
@@ -772,7 +780,7 @@ static void hold_window(const struct window *window)
         struct cluster *cluster = &window->clusters[i];
         for (uint64_t pages = cluster->mapped & ~cluster->held; pages; pages &= pages - 1) {
             unsigned bit = (unsigned)__builtin_ctzll(pages);
-            if (take_hold(window->gfns[i * settings_get()->cluster_pages + bit]))
+            if (take_hold(window->gfns[first_page(window, i) + bit]))
                 cluster->held |= UINT64_C(1) << bit;
         }
     }
@@ -826,15 +834,14 @@ static bool is_due(const struct cluster *cluster, uint64_t now, uint64_t most)
 /* Clusters that follow one another; the lock is held, and is not in between. */
 static void empty(struct window *window, size_t first, size_t count)
 {
-    size_t size = settings_get()->cluster_pages;
-    size_t pages = (count - 1) * size + cluster_pages(window, first + count - 1);
+    size_t pages = first_page(window, count - 1) + cluster_pages(window, first + count - 1);
     for (size_t i = 0; i < count; i++)
         begin(&window->clusters[first + i]);
     pthread_mutex_unlock(&lock);
-    bool emptied = faults_empty((uint8_t *)window->from + first * size * DE_PAGE_SIZE, pages * DE_PAGE_SIZE,
-                                window->protection);
+    bool emptied =
+        faults_empty((uint8_t *)cluster_from(window, first), pages * DE_PAGE_SIZE, window->protection);
     for (size_t i = first; i < first + count && emptied; i++)
-        drop_holds(window->gfns + i * size, window->clusters[i].held);
+        drop_holds(window->gfns + first_page(window, i), window->clusters[i].held);
     pthread_mutex_lock(&lock);
     uint64_t now = now_ms();
     for (size_t i = first; i < first + count; i++) {

@@ -49,6 +49,13 @@ def test_a_log_gives_the_same_clock_states_as_digests() -> None:
         assert not [reason for reason in reasons if reason.startswith("log_dirty")]
 
 
+def test_an_engine_that_ends_leaves_no_log_on() -> None:
+    with bench([random_pages(10)], OPTIONS, log_dirty=True) as run:
+        assert not run.machine.log_dirty(run.domids[0], True), "it is on"
+        run.engine.close()
+        assert run.machine.log_dirty(run.domids[0], True)
+
+
 def test_pages_that_were_not_written_are_not_digested() -> None:
     with bench([random_pages(100)], OPTIONS, log_dirty=True) as run:
         run.sweep(1)

@@ -584,7 +584,9 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Gives up what it holds of the store, and its claims."""
+        """Gives up what it holds of the store, its logs of written pages, and its claims."""
+        for domain in self._table.domains:
+            self._written.end(domain)
         if self._evictor:
             self._evictor.close()
         self._reserve.close()

@@ -79,11 +79,13 @@ def one_group(domain: DomainInfo) -> DomainTerms:
 
 
 @contextmanager
-def engine(host: XenHost, options: EngineOptions = OPTIONS) -> Iterator[tuple[AttachedEngine, PagerClient]]:
+def engine(
+    host: XenHost, options: EngineOptions = OPTIONS, terms: Callable[[DomainInfo], DomainTerms] = one_group
+) -> Iterator[tuple[AttachedEngine, PagerClient]]:
     """An engine on the pager that runs."""
     pager = PagerClient(STATE)
     try:
-        attached = AttachedEngine(host, pager, options, one_group)
+        attached = AttachedEngine(host, pager, options, terms)
         yield attached, pager
         attached.close()
     finally:

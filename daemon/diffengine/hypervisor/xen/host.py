@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.hypervisor.protocol import Addresses, Capabilities, DomainFrames, DomainInfo, Gfns, HostMemory, Life
+from diffengine.hypervisor.xen import log
 from diffengine.hypervisor.xen.connection import DOM0, Connection, XenDomain, XenError
 from diffengine.hypervisor.xen.probe import Abilities, probe
+from diffengine.native import PAGE_BYTES
 
-PAGE_BYTES = 4096
 # A sharers' list in Xen has 256 buckets under one lock.
 MOST_SHARERS = 256
 
@@ -113,7 +114,7 @@ class XenHost:
             sharing=self._abilities.sharing,
             paging=self._abilities.paging,
             claims=True,
-            log_dirty=False,
+            log_dirty=True,
             most_sharers=MOST_SHARERS,
         )
 
@@ -213,12 +214,10 @@ class XenHost:
         return None
 
     def log_dirty(self, domid: int, on: bool) -> bool:
-        """Not among the capabilities."""
-        return False
+        return log.switch_on(self._connection, domid) if on else log.switch_off(self._connection, domid)
 
     def take_dirty(self, domid: int, gfns: int) -> NDArray[np.bool_] | None:
-        """Not among the capabilities."""
-        return None
+        return log.take(self._connection, domid, gfns)
 
 
 def _pointer(ffi: Any, kind: str, array: NDArray[Any], writes: bool = False) -> Any:
