@@ -16,6 +16,7 @@ from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.protocol import DomainInfo
 from diffengine.hypervisor.xen import XenHost
 from diffengine.service import AttachedEngine, DomainTerms
+from diffengine.service.attached import Terms
 
 PROGRAM = Path(diffengine.__file__).parent / "bin/diffengine-pager"
 STATE = Path("/run/diffengine-test")
@@ -80,7 +81,7 @@ def one_group(domain: DomainInfo) -> DomainTerms:
 
 @contextmanager
 def engine(
-    host: XenHost, options: EngineOptions = OPTIONS, terms: Callable[[DomainInfo], DomainTerms] = one_group
+    host: XenHost, options: EngineOptions = OPTIONS, terms: Terms = one_group
 ) -> Iterator[tuple[AttachedEngine, PagerClient]]:
     """An engine on the pager that runs."""
     pager = PagerClient(STATE)

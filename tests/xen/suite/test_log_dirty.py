@@ -15,7 +15,7 @@ from diffengine.engine.policy import Policy, State, Technique
 from diffengine.hypervisor.pager_client import PagerClient
 from diffengine.hypervisor.protocol import DomainInfo
 from diffengine.hypervisor.xen import XenHost
-from diffengine.service import DomainTerms
+from diffengine.service.attached import Cause, DomainTerms, LeftAlone, Standing
 
 PAGES = 1000
 WRITTEN = 200
@@ -82,16 +82,17 @@ def test_writes_of_pages_that_were_out_are_in_it(host: XenHost, logged: Guest, w
         client.close()
 
 
-def with_log(domain: DomainInfo) -> DomainTerms:
-    return DomainTerms("all", log_dirty=True)
-
-
 def test_an_engine_that_goes_by_it_saves_and_finds_what_changes(
     host: XenHost, guests: tuple[Guest, Guest], words: int, pager: PagerProcess
 ) -> None:
     guest = guests[0]
     gfns = guest.gfns(words)
-    with engine(host, AT_ONCE, with_log) as (attached, client):
+
+    def terms(domain: DomainInfo) -> Standing:
+        alone = LeftAlone(Cause.NOT_ENABLED, "one is enough")
+        return DomainTerms("all", log_dirty=True) if domain.domid == guest.domid else alone
+
+    with engine(host, AT_ONCE, terms) as (attached, client):
 
         def out() -> int:
             return PAGES - len(np.intersect1d(resident(client, guest.domid, size(host, guest)), gfns))
