@@ -38,7 +38,7 @@ def test_a_run_writes_everything_and_the_next_one_does_nothing_again(images: Pat
     command = ("evaluate", "fig2", "--images", images, "--output", tmp_path, "--jobs", "2")
     first = diffengine(*command)
     assert first.returncode == 0, first.stderr
-    assert re.search(r"^\[2/2\] fig2 \w+: [\d.]+ s; done$", first.stderr, re.MULTILINE)
+    assert re.search(r"^\[2/2\] fig2 \w+: [\d.]+ s \([\d.]+ of CPU\); done$", first.stderr, re.MULTILINE)
     made = {path.name for path in tmp_path.iterdir()}
     assert made >= {"report.html", "fig2.json", "fig2-1.csv", "fig2-2.csv", "fig2.png", "fig2.svg"}
     found = json.loads((tmp_path / "fig2.json").read_text())

@@ -9,6 +9,7 @@ from pathlib import Path
 from diffengine.errors import DiffengineError
 from diffengine.evaluation.checkpoints import Checkpoint, Fate, fingerprint, load
 from diffengine.evaluation.experiment import Result, Step, UnavailableError
+from diffengine.evaluation.experiments import BY_IMPORTANCE, EXPERIMENTS
 from diffengine.evaluation.runner import Progress, Task, run_tasks
 
 
@@ -112,3 +113,21 @@ def busy(log: str, number: int) -> Result:
 def test_a_step_alone_has_the_machine_for_itself(tmp_path: Path) -> None:
     ended, _ = run(tmp_path, steps_of(tmp_path / "log", *[busy] * 3, alone=True), jobs=4)
     assert all(checkpoint.result == {"others": []} for checkpoint in ended.values())
+
+
+def compute(log: str, number: int) -> Result:
+    while time.process_time() < 0.2:
+        pass
+    return {}
+
+
+def test_the_cpu_time_of_a_step_is_kept(tmp_path: Path) -> None:
+    (step,) = steps_of(tmp_path / "log", compute)
+    run(tmp_path, [step])
+    kept = load(tmp_path / "compute-0.json", fingerprint(step, ["images"]))
+    assert kept is not None
+    assert 0.2 <= kept.cpu_s < 60
+
+
+def test_every_experiment_has_its_turn() -> None:
+    assert sorted(BY_IMPORTANCE) == sorted(experiment.name for experiment in EXPERIMENTS)

@@ -114,7 +114,8 @@ def progress_on(console: Console) -> "Callable[[Progress], None]":
             console.print(f"{count} {left}", markup=False)
             return
         ended = progress.checkpoint
-        what = f"{ended.seconds:.1f} s" if not ended.reason else f"{ended.fate.value}: {ended.reason}"
+        took = f"{ended.seconds:.1f} s ({ended.cpu_s:.1f} of CPU)"
+        what = took if not ended.reason else f"{ended.fate.value}: {ended.reason}"
         console.print(
             f"{count} {progress.task.experiment} {progress.task.step.name}: {what}; {left}",
             markup=False,

@@ -23,12 +23,13 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """result: of a step that is done. reason: of one that is not. seconds: what it took."""
+    """result: of a step that is done. reason: of one that is not. seconds, cpu_s: what it took."""
 
     fate: Fate
     result: Result
     reason: str
     seconds: float
+    cpu_s: float
 
 
 def fingerprint(step: Step, identity: Sequence[str]) -> str:
@@ -44,6 +45,7 @@ def save(path: Path, print_of_step: str, checkpoint: Checkpoint) -> None:
         "fate": checkpoint.fate.value,
         "reason": checkpoint.reason,
         "seconds": checkpoint.seconds,
+        "cpu_s": checkpoint.cpu_s,
         "result": checkpoint.result,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,7 @@ def load(path: Path, print_of_step: str) -> Checkpoint | None:
         content = json.loads(path.read_text())
         if content["fingerprint"] != print_of_step:
             return None
-        return Checkpoint(Fate(content["fate"]), content["result"], content["reason"], content["seconds"])
+        fate = Fate(content["fate"])
+        return Checkpoint(fate, content["result"], content["reason"], content["seconds"], content["cpu_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

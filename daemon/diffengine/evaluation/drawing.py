@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, RED, SKY, GREY = (
@@ -20,6 +21,8 @@ BLUE, ORANGE, GREEN, RED, SKY, GREY = (
 REPORT_INCHES = 9.6
 TECHNIQUES = {"sharing": SKY, "patching": RED, "compression": GREEN, "swapping": GREY}
 PAPER = "paper (2008)"
+# Bars side by side whose values have room beside each other.
+MOST_UPRIGHT = 24
 
 
 def figure(columns: int = 1, rows: int = 1, height: float = 3.7, same_y: bool = False) -> tuple[Figure, list[Axes]]:
@@ -36,6 +39,11 @@ def titles(axis: Axes, title: str, x: str = "", y: str = "") -> None:
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
+
+
+def plain_numbers(axis: Axes) -> None:
+    """Of a logarithmic x axis: 100 rather than ten to the power of two."""
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def legend(axis: Axes, **where: Any) -> None:
@@ -72,7 +80,7 @@ def grouped_bars(
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
-                rotation=90 if len(series) > 2 else 0,
+                rotation=90 if len(groups) * len(series) > MOST_UPRIGHT else 0,
             )
         for x, printed in zip(at, (paper or {}).get(name, ()), strict=False):
             if printed is not None:

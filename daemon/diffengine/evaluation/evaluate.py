@@ -11,7 +11,7 @@ from pathlib import Path
 from diffengine.errors import DiffengineError
 from diffengine.evaluation.checkpoints import Checkpoint, Fate, fingerprint
 from diffengine.evaluation.experiment import Experiment, Outcome, Results, UnavailableError
-from diffengine.evaluation.experiments import EXPERIMENTS
+from diffengine.evaluation.experiments import BY_IMPORTANCE, EXPERIMENTS
 from diffengine.evaluation.runner import Progress, Task, run_tasks
 from diffengine.evaluation.setting import Setting, SettingError
 
@@ -32,13 +32,14 @@ class Missing:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """outcome: None if no step of the experiment was done. seconds: what its steps took."""
+    """outcome: None if no step of the experiment was done. seconds, cpu_s: what its steps took."""
 
     experiment: Experiment
     results: Results
     outcome: Outcome | None
     missing: Sequence[Missing]
     seconds: float
+    cpu_s: float
 
 
 def choose(names: Sequence[str]) -> list[Experiment]:
@@ -82,7 +83,7 @@ def evaluate(
     fresh: bool,
     watch: Callable[[Progress], None],
 ) -> list[Evaluated]:
-    """Runs what `folder` does not hold yet. Steps that time things come last, when nothing else runs.
+    """Runs what `folder` does not hold yet, what matters most first.
 
     `fresh`: what is there already is removed first.
     """
@@ -90,8 +91,8 @@ def evaluate(
     if fresh and steps_folder.exists():
         shutil.rmtree(steps_folder)
     plans = [_plan(experiment, setting, steps_folder) for experiment in experiments]
-    tasks = [task for plan in plans for task in plan.tasks]
-    ended = run_tasks(sorted(tasks, key=lambda task: task.step.alone), setting.jobs, watch)
+    in_order = sorted(plans, key=lambda plan: BY_IMPORTANCE.index(plan.experiment.name))
+    ended = run_tasks([task for plan in in_order for task in plan.tasks], setting.jobs, watch)
     return [_conclude(plan, ended) for plan in plans]
 
 
@@ -111,7 +112,9 @@ def _conclude(plan: _Planned, ended: dict[Path, Checkpoint]) -> Evaluated:
                 raise DiffengineError(
                     f"{plan.experiment.name}: its result {absent} is not there; report this"
                 ) from None
-    return Evaluated(plan.experiment, done, outcome, missing, sum(c.seconds for c in checkpoints.values()))
+    took = list(checkpoints.values())
+    seconds, cpu_s = sum(each.seconds for each in took), sum(each.cpu_s for each in took)
+    return Evaluated(plan.experiment, done, outcome, missing, seconds, cpu_s)
 
 
 def results_json(evaluated: Evaluated) -> str:

@@ -57,6 +57,10 @@ def table_rows(table: Table) -> list[list[tuple[str, bool]]]:
     ]
 
 
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f}" if seconds >= 600 else f"{seconds / 60:.1f}"
+
+
 def as_data(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
@@ -76,7 +80,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(rows=table_rows, as_data=as_data)
+    environment.filters.update(rows=table_rows, as_data=as_data, minutes=minutes)
     targets = [(each, target) for each in evaluations for target in (each.outcome.targets if each.outcome else ())]
     return environment.get_template(TEMPLATE).render(
         evaluations=evaluations,
@@ -91,4 +95,5 @@ def render(
         counts={word: sum(MET[t.met] == word for _, t in targets) for word in MET.values()},
         missing=[(each, part) for each in evaluations for part in each.missing],
         seconds=sum(each.seconds for each in evaluations),
+        cpu_s=sum(each.cpu_s for each in evaluations),
     )

@@ -7,6 +7,7 @@ A process that dies, or runs out of memory, takes one step with it and no more. 
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 import traceback
@@ -61,8 +62,14 @@ def work(task: Task, parent: int) -> None:
         result, fate, reason = {}, Fate.FAILED, str(error)
     except Exception as defect:
         result, fate, reason = {}, Fate.FAILED, _defect(defect)
-    checkpoint = Checkpoint(fate, result, one_line(reason), time.monotonic() - start_s)
+    checkpoint = Checkpoint(fate, result, one_line(reason), time.monotonic() - start_s, _cpu_s())
     checkpoints.save(task.path, task.fingerprint, checkpoint)
+
+
+def _cpu_s() -> float:
+    """Of this process, and of those that it started and waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _defect(error: Exception) -> str:
@@ -135,7 +142,7 @@ class _Run:
             checkpoint = checkpoints.load(task.path, task.fingerprint)
             if checkpoint is None:
                 reason = f"its process ended with code {process.exitcode}; there may be too little memory"
-                checkpoint = Checkpoint(Fate.FAILED, {}, reason, 0.0)
+                checkpoint = Checkpoint(Fate.FAILED, {}, reason, 0.0, 0.0)
             self._ended[task.path] = checkpoint
             self._done_s += self._cost(task)
             self._tell(task)

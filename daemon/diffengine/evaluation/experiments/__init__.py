@@ -39,3 +39,23 @@ EXPERIMENTS = (
     peers.EXPERIMENT,
     scale.EXPERIMENT,
 )
+# What an evaluation that is cut short should have done.
+BY_IMPORTANCE = (
+    "hypothesis",
+    "fig9_11",
+    "peers",
+    "fig12",
+    "swapping",
+    "fig4",
+    "c1_c4",
+    "ioemu",
+    "table1",
+    "table2",
+    "table3",
+    "fig2",
+    "fig5_7",
+    "passes",
+    "heap",
+    "fig8",
+    "scale",
+)

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from diffengine.evaluation import drawing, simulating
 from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome, Picture, Results, Step, Table
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 
 POLICIES = ("default", "compress-first", "aggressive")
 COLOURS = dict(zip(POLICIES, (drawing.BLUE, drawing.GREEN, drawing.RED), strict=True))
-DURATION_S = {True: 180.0, False: 900.0}
+DURATION_S = {True: 180.0, False: 480.0}
 # A tenth of the memory is written for a minute, then another tenth.
 WINDOW, INTERVAL_S, STAYS = 0.1, 15.0, 4
 
@@ -87,7 +88,8 @@ def _verdict(results: Results) -> list[str]:
     for name, result in results.items():
         share = result["refaults"] / max(1, result["evictions"])
         parts.append(
-            f"{name}: {result['saving']['mean']:.1%} saved on average; {share:.0%} of {result['evictions']:,} "
+            f"{name}: {percent(result['saving']['mean'], 1)} saved on average; {percent(share)} of "
+            f"{result['evictions']:,} "
             "evicted pages came "
             f"back, and the worst vCPU stood still for {result['guest']['stall_us_per_s']:,.0f} µs per second."
         )

@@ -18,10 +18,11 @@ from diffengine.evaluation.experiment import (
     Table,
 )
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 
 POLICIES = ("default", "compress-first", "aggressive")
 COLOURS = dict(zip(POLICIES, (drawing.BLUE, drawing.GREEN, drawing.RED), strict=True))
-DURATION_S = {True: 180.0, False: 900.0}
+DURATION_S = {True: 180.0, False: 600.0}
 
 
 def plan(setting: Setting) -> list[Step]:
@@ -73,11 +74,11 @@ def _verdict(results: Results) -> list[str]:
     parts = []
     for name, result in results.items():
         at = [_at(result, age) for age in (10.0, 100.0)]
-        shown = ["not known" if each is None else f"{each:.0%}" for each in at]
+        shown = ["not known" if each is None else percent(each) for each in at]
         parts.append(
             f"{name}: {shown[0]} untouched after 10 s and {shown[1]} after 100 s (the paper: 80 % and 50 %); "
             f"{result['refaults']:,} of {result['evictions']:,} evicted pages came back, "
-            f"{result['saving']['mean']:.0%} saved "
+            f"{percent(result['saving']['mean'])} saved "
             f"on average, the worst vCPU stood still for {result['guest']['stall_us_per_s']:,.0f} µs per second."
         )
     late = _at(results["default"], 100.0) if "default" in results else None
@@ -104,6 +105,7 @@ def _draw(results: Results) -> Figure:
         )
     drawing.draw_paper(axis, list(paper.FIGURE_4), [value * 100 for value in paper.FIGURE_4.values()])
     axis.set_xscale("log")
+    drawing.plain_numbers(axis)
     axis.set_ylim(0, 104)
     drawing.titles(axis, "Lifetime of evicted pages", "time since eviction (s)", "still untouched (%)")
     drawing.legend(axis, loc="lower left")

@@ -29,7 +29,7 @@ TECHNIQUES = {
 # Kinds of pages, and how similar pages are that are similar.
 KINDS = {"identical": 0, "random": 0, "similar": 95, "90 % similar": 90, "80 % similar": 80, "50 % similar": 50}
 QUICK_KINDS = ("identical", "random", "similar", "80 % similar")
-MEMORY_MIB = {True: 12, False: 192}
+MEMORY_MIB = {True: 12, False: 64}
 PHASE_S = 20.0
 TO_REACH = (("identical", "sharing"), ("identical", "patching"), ("identical", "compression"), ("similar", "patching"))
 PHASES = ("allocate", "read", "write", "free")

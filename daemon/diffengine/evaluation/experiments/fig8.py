@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from diffengine.evaluation import drawing, paper, simulating
 from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome, Picture, Result, Results, Step, Table
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 
 GUESTS = (1, 2, 4, 6)
-DURATION_S = {True: 120.0, False: 600.0}
+DURATION_S = {True: 120.0, False: 300.0}
 OPERATIONS_PER_S = 2000.0
 # A policy that does nothing: what the guests do when nobody is at work.
 NOTHING = "nothing"
@@ -101,8 +102,9 @@ def _verdict(pairs: dict[int, tuple[Result, Result]]) -> list[str]:
     for count, (ours, bare) in pairs.items():
         most = max(("sharing", "patching", "compression"), key=lambda t: ours["mean_by_technique"][t])
         parts.append(
-            f"{count} guest{'s' if count > 1 else ''}: {ours['saving']['mean']:.0%} saved on average, most by {most}; "
-            f"{per_second(ours) / per_second(bare):.1%} of the operations that are done without the engine."
+            f"{count} guest{'s' if count > 1 else ''}: {percent(ours['saving']['mean'])} saved on average, most by "
+            f"{most}; "
+            f"{percent(per_second(ours) / per_second(bare), 1)} of the operations that are done without the engine."
         )
     parts.append(
         "Sharing brings most where guests are alike, and the more the more of them there are: each further guest adds "

@@ -21,6 +21,7 @@ from diffengine.evaluation.experiment import (
     Target,
 )
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 
 POLICIES = ("default", "sharing-only")
 # The paper's runs take some 15 minutes.
@@ -182,15 +183,17 @@ def _verdict(mixes: dict[str, tuple[Result, Result]], live: dict[str, tuple[Resu
     for name, (ours, esx) in mixes.items():
         printed = paper.FIGURES_9_TO_11[name]
         parts.append(
-            f"{name}: {ours['saving']['mean']:.0%} saved on average and {ours['saving']['end']:.0%} at the "
+            f"{name}: {percent(ours['saving']['mean'])} saved on average and {percent(ours['saving']['end'])} at the "
             "end; sharing "
-            f"alone {esx['saving']['mean']:.0%} and {esx['saving']['end']:.0%}: {_ratio(ours, esx):.2f} times "
+            f"alone {percent(esx['saving']['mean'])} and {percent(esx['saving']['end'])}: {_ratio(ours, esx):.2f} "
+            "times "
             "as much on "
             f"average (the paper: {printed.mean / printed.esx_mean:.2f})."
         )
     for name, (ours, esx) in live.items():
         parts.append(
-            f"{name}, zero pages left out: {ours['saving']['mean']:.0%} against {esx['saving']['mean']:.0%} on "
+            f"{name}, zero pages left out: {percent(ours['saving']['mean'])} against "
+            f"{percent(esx['saving']['mean'])} on "
             "average, "
             f"{_ratio(ours, esx):.2f} times as much."
         )

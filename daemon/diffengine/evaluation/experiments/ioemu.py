@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from diffengine.evaluation import drawing, simulating
 from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome, Picture, Result, Results, Step, Table
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 from diffengine.hypervisor.protocol import PageState
 from diffengine.simulation import Observed, Where, simulate
 
-DURATION_S = {True: 120.0, False: 600.0}
+DURATION_S = {True: 120.0, False: 300.0}
 # Pages that emulated devices read or write in a second, of a guest's hot tenth.
 IO_PAGES_PER_S = 64
 HOT = 0.1
@@ -194,9 +195,9 @@ def _table(named: dict[str, Result]) -> Table:
 
 
 def _verdict(named: dict[str, Result]) -> list[str]:
-    ends = "; ".join(f"{name}: {result['saving']['end']:.0%}" for name, result in named.items())
+    ends = "; ".join(f"{name}: {percent(result['saving']['end'])}" for name, result in named.items())
     mapping = "; ".join(
-        f"{name}: {result['mapped_anew'] / result['io_pages']:.0%}"
+        f"{name}: {percent(result['mapped_anew'] / result['io_pages'])}"
         for name, result in named.items()
         if result["io_pages"]
     )
@@ -219,7 +220,8 @@ def _compared(named: dict[str, Result]) -> list[str]:
     points = (window["saving"]["end"] - ageing["saving"]["end"]) * 100
     return [
         f"The paper found a small window too slow, and kept what was used in the last ten seconds. Here that spares "
-        f"{1 - mapped[1] / mapped[0]:.0%} of the window's mappings, and costs {points:.0f} points of the saving at the "
+        f"{percent(1 - mapped[1] / mapped[0])} of the window's mappings, and costs {points:.0f} points of the "
+        "saving at the "
         "end."
     ]
 

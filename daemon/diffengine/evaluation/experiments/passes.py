@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from diffengine.evaluation import drawing, simulating
 from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome, Picture, Results, Step, Table, Target
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 
 PASSES = (1, 5, 20)
 # Of what one pass needs.
@@ -42,7 +43,7 @@ def plan_heap(setting: Setting) -> list[Step]:
     needed_mib = simulating.bytes_of(images) / 4096 * BYTES_PER_PAGE / (1 << 20)
     return [
         Step(
-            f"{share:.0%}".replace("%", "-percent"),
+            f"{round(share * 100)}-percent",
             simulating.run,
             {"values": _values(setting, table_memory_mib=max(0.004, needed_mib * share))},
             _seconds(setting),
@@ -60,8 +61,9 @@ def _conclude(results: Results, what: str, picture: str, text: str, verdict: str
         pictures=[Picture(picture, text, partial(_draw, results, what))],
         targets=[
             Target(
-                f"{what}: the saving at the end is above {END_DIFFERENCE:.0%} of the memory, and the same within that",
-                f"{min(ends):.1%} to {max(ends):.1%}",
+                f"{what}: the saving at the end is above {percent(END_DIFFERENCE)} of the memory, and the same "
+                "within that",
+                f"{percent(min(ends), 1)} to {percent(max(ends), 1)}",
                 same,
             )
         ],
@@ -73,7 +75,8 @@ def _line(name: str, result: dict[str, object]) -> str:
     found = _times(result)
     saving: dict[str, float] = result["saving"]  # type: ignore[assignment]
     when = "not reached" if found is None else f"reached after {found:.0f} s"
-    return f"{name}: {saving['end']:.1%} at the end, {saving['mean']:.1%} on average; 90 % of the end value {when}."
+    end, mean = (percent(saving[which], 1) for which in ("end", "mean"))
+    return f"{name}: {end} at the end, {mean} on average; 90 % of the end value {when}."
 
 
 def _times(result: dict[str, object]) -> float | None:

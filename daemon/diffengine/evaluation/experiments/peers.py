@@ -33,6 +33,7 @@ from diffengine.evaluation.experiment import (
 )
 from diffengine.evaluation.pipelines import OURS, SHARING
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 from diffengine.images import PAGE_BYTES
 from diffengine.native import NONE
 from diffengine.simulation import Sample, Where, simulate
@@ -333,8 +334,8 @@ def _verdict(results: Results) -> list[str]:
     if "KSM" in left:
         parts.append(
             "KSM finds exactly the identical pages, and goes on scanning at the same price for ever; it compresses "
-            f"nothing. It saves {1 - left['KSM'][0] / total:.0%} of this memory, ours "
-            f"{1 - left['ours'][0] / total:.0%}."
+            f"nothing. It saves {percent(1 - left['KSM'][0] / total)} of this memory, ours "
+            f"{percent(1 - left['ours'][0] / total)}."
         )
     parts += [f"Not measured: {text}." for text in results.get("encoders", {}).get("missing", ())]
     return parts
@@ -346,7 +347,7 @@ def _draw(results: Results) -> Figure:
     sizes = [each[0] / MIB for each in left.values()]
     colours = [drawing.BLUE if "ours" in name else drawing.GREY for name in left]
     total = results["ours"]["pages"]["total"] * PAGE_BYTES / MIB
-    texts = [f"{size:,.1f} MiB ({size / total:.0%})" for size in sizes]
+    texts = [f"{size:,.1f} MiB ({percent(size / total)})" for size in sizes]
     drawing.horizontal_bars(axis, list(left), sizes, texts, colours)
     axis.set_xlim(0, max(sizes) * 1.25)
     drawing.titles(axis, f"Memory left of {total:,.0f} MiB", "MiB")

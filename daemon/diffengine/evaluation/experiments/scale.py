@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from diffengine.evaluation import drawing, simulating
 from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome, Picture, Result, Results, Step, Table
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 
 DURATION_S = {True: 80.0, False: 300.0}
 MEMORY_MIB = {True: (64, 128, 256), False: (64, 128, 256, 512, 1024, 2048)}
@@ -157,8 +158,8 @@ def _verdict(results: Results) -> list[str]:
         quiet, busy = list(dirty.items())[0], list(dirty.items())[-1]
         parts.append(
             f"Guests that write nothing cost {_share(quiet[1]):.2f} % of a core and are saved to "
-            f"{quiet[1]['saving']['end']:.0%}; with {busy[0]:,} writes a second each, {_share(busy[1]):.2f} % and "
-            f"{busy[1]['saving']['end']:.0%}."
+            f"{percent(quiet[1]['saving']['end'])}; with {busy[0]:,} writes a second each, {_share(busy[1]):.2f} % and "
+            f"{percent(busy[1]['saving']['end'])}."
         )
     domains = _of(results, "domains")
     if len(domains) > 1:

@@ -21,6 +21,7 @@ from diffengine.evaluation.experiment import (
     Table,
 )
 from diffengine.evaluation.setting import GuestImage, Setting
+from diffengine.evaluation.texts import percent
 
 FASTEST, SLOWEST = "NVMe SSD", "hard disk"
 # Microseconds to read a page that nobody asked for before, and to write one in a long run; requests served at once.
@@ -30,7 +31,7 @@ DISKS = {
     "network block device": (700.0, 30.0, 32),
     SLOWEST: (7000.0, 50.0, 1),
 }
-DURATION_S = {True: 120.0, False: 600.0}
+DURATION_S = {True: 120.0, False: 300.0}
 OPERATIONS_PER_S = 1000.0
 # Of the operations, to any page: what no policy can foresee.
 EXCURSIONS = 0.003
@@ -163,19 +164,23 @@ def _verdict(results: Results) -> list[str]:
     parts = []
     for name, result in results.items():
         ours = stalled_share(result["ours"])
-        others = ", ".join(f"{disk} {stalled_share(run):.2%}" for disk, run in result["swapping"].items())
+        others = ", ".join(f"{disk} {percent(stalled_share(run), 2)}" for disk, run in result["swapping"].items())
         hard_disk = operations(result["swapping"][SLOWEST]) / operations(result["ours"])
         saved = {label: run["saving"]["mean"] for label, run in _runs(result).items()}
         parts.append(
-            f"{name}: with all techniques, guests stand still {ours:.3%} of their time; with swapping alone, which "
-            f"saved {saved[f'swapping, {FASTEST}']:.0%} against {saved['ours']:.0%}: {others}. On the hard disk they "
-            f"do {hard_disk:.0%} of the operations."
+            f"{name}: with all techniques, guests stand still {percent(ours, 3)} of their time; with swapping "
+            "alone, which "
+            f"saved {percent(saved[f'swapping, {FASTEST}'])} against {percent(saved['ours'])}: {others}. On the "
+            "hard disk they "
+            f"do {percent(hard_disk)} of the operations."
         )
     worst = max(stalled_share(result["swapping"][SLOWEST]) for result in results.values())
     best = max(stalled_share(result["swapping"][FASTEST]) for result in results.values())
     parts.append(
-        f"So it depends on the disk, and on how cold what goes out is: up to {worst:.1%} of the time is lost on a "
-        f"hard disk, {best:.2%} on an NVMe disk, where a page comes back in some tens of microseconds. For pages that "
+        f"So it depends on the disk, and on how cold what goes out is: up to {percent(worst, 1)} of the time is "
+        "lost on a "
+        f"hard disk, {percent(best, 2)} on an NVMe disk, where a page comes back in some tens of microseconds. For "
+        "pages that "
         "are cold for minutes swapping alone is a real alternative today that needs no cleverness. What speaks for "
         "the machinery: sharing costs a reader nothing, faults are shorter by the disk's latency, and memory has no "
         "queue and does not wear out."

@@ -21,6 +21,7 @@ from diffengine.evaluation.experiment import (
 )
 from diffengine.evaluation.pipelines import OURS, PAPERS_PATCHING
 from diffengine.evaluation.setting import Setting
+from diffengine.evaluation.texts import percent
 from diffengine.images import PAGE_BYTES
 
 PAPER = "paper: XP, Debian, Slackware"
@@ -111,10 +112,11 @@ def _verdict(counts: dict[str, dict[str, float]]) -> list[str]:
         shared_share = count["shared: their pages"] / nonzero
         patched_share = count["patched"] / max(1.0, count["left after sharing"])
         parts.append(
-            f"{name}: sharing frees {after_sharing:.0%} of the memory (the paper: 50 %), and patching takes it to "
-            f"{after_patching:.0%} (77 %). {count['zero'] / total:.0%} of all pages are zero (the paper: 38 %), and "
-            f"{shared_share:.0%} of the others have a copy. The paper's detector finds a patch for "
-            f"{patched_share:.0%} of what sharing leaves (the paper: 74 %)."
+            f"{name}: sharing frees {percent(after_sharing)} of the memory (the paper: 50 %), and patching takes it to "
+            f"{percent(after_patching)} (77 %). {percent(count['zero'] / total)} of all pages are zero (the paper: "
+            "38 %), and "
+            f"{percent(shared_share)} of the others have a copy. The paper's detector finds a patch for "
+            f"{percent(patched_share)} of what sharing leaves (the paper: 74 %)."
         )
     parts.append(
         "The paper's table shows that many pages that are not identical are similar, and what each step leaves. It "
