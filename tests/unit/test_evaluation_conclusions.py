@@ -128,7 +128,7 @@ def test_figure_12_finds_the_limit() -> None:
     outcome = fig12.conclude(results)
     assert [target.met for target in outcome.targets] == [True, True]
     assert "serves 6 best" in outcome.verdict[0]
-    assert "do 50% of that" in outcome.verdict[1]
+    assert "do 50 % of that" in outcome.verdict[1]
     assert fig12.settled(results["4"])["used"] == pytest.approx(1.0)
     draw(outcome)
 
@@ -151,7 +151,7 @@ def test_guests_that_do_not_fit_are_not_served_best() -> None:
         ("1.25 times", False),
     ]
     assert "serves 5 best" in outcome.verdict[0]
-    assert "6, guests together do 120% of that, in 110% of the memory" in outcome.verdict[1]
+    assert "6, guests together do 120 % of that, in 110 % of the memory" in outcome.verdict[1]
     assert not any("limit the paper shows" in line for line in outcome.verdict)
     draw(outcome)
     none = fig12.conclude({"4": run(4000, 1.1), "6": run(6000, 1.2)})
@@ -170,9 +170,9 @@ def test_swapping_is_judged_by_what_guests_wait() -> None:
     disks = {disk: simulated([0.4] * 5, domains=[{"stall_us_per_s": 250_000.0}]) for disk in swapping.DISKS}
     result = {"ours": simulated([0.5] * 5), "swapping": disks}
     outcome = swapping.conclude({"homogeneous": result})
-    assert "stand still 0.001% of their time" in outcome.verdict[0]
-    assert "which saved 40% against 50%" in outcome.verdict[0]
-    assert "hard disk 25.00%" in outcome.verdict[0]
+    assert "stand still 0.001 % of their time" in outcome.verdict[0]
+    assert "which saved 40 % against 50 %" in outcome.verdict[0]
+    assert "hard disk 25.00 %" in outcome.verdict[0]
     draw(outcome)
 
 
@@ -214,7 +214,7 @@ def test_nothing_saved_is_not_the_same_saving(end: float) -> None:
 def test_figure_8_relates_work_to_that_without_the_engine() -> None:
     results = {"1-default": simulated([0.5] * 5, 990), "1-nothing": simulated([0.0] * 5, 1000)}
     outcome = fig8.conclude({**results, "2-default": simulated([0.5] * 5)})
-    assert "99.0% of the operations" in outcome.verdict[0]
+    assert "99.0 % of the operations" in outcome.verdict[0]
     draw(outcome)
 
 
