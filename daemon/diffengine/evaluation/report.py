@@ -4,6 +4,7 @@
 import base64
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from diffengine.evaluation.setting import Setting
 from diffengine.evaluation.writing import DrawnPicture
 
 TEMPLATE = "report.html.j2"
+# A line does not end between the two.
+NUMBER_AND_UNIT = re.compile(r"(\d) (%|µs|s|B|KB|KiB|MiB|GiB)(?=[\s.,;:)<])")
 MET = {True: "met", False: "not met", None: "not judged"}
 
 
@@ -82,7 +85,7 @@ def render(
     )
     environment.filters.update(rows=table_rows, as_data=as_data, minutes=minutes)
     targets = [(each, target) for each in evaluations for target in (each.outcome.targets if each.outcome else ())]
-    return environment.get_template(TEMPLATE).render(
+    page = environment.get_template(TEMPLATE).render(
         evaluations=evaluations,
         pictures=pictures,
         setting=setting,
@@ -97,3 +100,4 @@ def render(
         seconds=sum(each.seconds for each in evaluations),
         cpu_s=sum(each.cpu_s for each in evaluations),
     )
+    return NUMBER_AND_UNIT.sub("\\1\u00a0\\2", page)

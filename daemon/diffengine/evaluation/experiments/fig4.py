@@ -22,7 +22,7 @@ from diffengine.evaluation.texts import percent
 
 POLICIES = ("default", "compress-first", "aggressive")
 COLOURS = dict(zip(POLICIES, (drawing.BLUE, drawing.GREEN, drawing.RED), strict=True))
-DURATION_S = {True: 180.0, False: 600.0}
+DURATION_S = {True: 180.0, False: 450.0}
 
 
 def plan(setting: Setting) -> list[Step]:

@@ -116,7 +116,7 @@ def _table(cells: dict[str, dict[str, Result]], plateaus: dict[str, dict[str, fl
         for technique, result in row.items():
             printed = paper.FIGURES_5_TO_7.get(kind, {}).get(technique)
             cost = max(0.0, -min(result["series"]["saving"])) * 100
-            rows.append([kind, technique, plateaus[kind][technique], printed, cost, result["refaults"]])
+            rows.append([shown(kind), technique, plateaus[kind][technique], printed, cost, result["refaults"]])
     columns = [
         Column("pages"),
         Column("technique alone"),
@@ -184,7 +184,7 @@ def _draw_time(cells: dict[str, dict[str, Result]]) -> Figure:
             axis.text((number + 0.5) * PHASE_S, 103, phase, ha="center", fontsize=7.5, color="#5a646e")
         axis.set_ylim(-3, 112)
         drawing.titles(axis, shown(kind), "time (s)", "saved (%)")
-    drawing.legend(axes[0], loc="center right")
+    drawing.legend(axes[min(1, len(cells) - 1)], loc="center right")
     return figure
 
 

@@ -11,7 +11,7 @@ from diffengine.evaluation.setting import Setting
 from diffengine.evaluation.texts import percent
 
 GUESTS = (1, 2, 4, 6)
-DURATION_S = {True: 120.0, False: 300.0}
+DURATION_S = {True: 120.0, False: 180.0}
 OPERATIONS_PER_S = 2000.0
 # A policy that does nothing: what the guests do when nobody is at work.
 NOTHING = "nothing"

@@ -67,8 +67,15 @@ def _conclude(results: Results, what: str, picture: str, text: str, verdict: str
                 same,
             )
         ],
-        verdict=[*(_line(name, result) for name, result in results.items()), *([verdict] if same else [])],
+        verdict=[*(_line(shown(name), result) for name, result in results.items()), *([verdict] if same else [])],
     )
+
+
+def shown(name: str) -> str:
+    """A step's name, which is a number of passes or a share of the table's memory, in words."""
+    if name.endswith("-percent"):
+        return f"{name.removesuffix('-percent')} % of the memory"
+    return "1 pass" if name == "1" else f"{name} passes"
 
 
 def _line(name: str, result: dict[str, object]) -> str:
@@ -89,7 +96,7 @@ def _times(result: dict[str, object]) -> float | None:
 def _table(results: Results, what: str) -> Table:
     rows = [
         [
-            name,
+            shown(name),
             result["passes"],
             result["table_bytes"]["engine"] / 1024,
             result["saving"]["mean"] * 100,
@@ -115,7 +122,9 @@ def _draw(results: Results, what: str) -> Figure:
     figure, (axis,) = drawing.figure(height=3.2)
     colours = (drawing.BLUE, drawing.ORANGE, drawing.RED, drawing.GREEN)
     for (name, result), colour in zip(results.items(), colours, strict=False):
-        axis.plot(result["series"]["time_s"], np.array(result["series"]["saving"]) * 100, color=colour, label=name)
+        axis.plot(
+            result["series"]["time_s"], np.array(result["series"]["saving"]) * 100, color=colour, label=shown(name)
+        )
     axis.set_ylim(bottom=0)
     drawing.titles(axis, f"Sharing alone, by {what}", "time (s)", "memory saved (%)")
     drawing.legend(axis, loc="lower right")
