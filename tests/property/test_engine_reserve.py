@@ -167,6 +167,19 @@ def test_what_is_refused_is_counted_and_less_is_asked_for() -> None:
         assert claimed(run) == [300]
 
 
+def test_what_somebody_else_has_claimed_is_not_asked_for() -> None:
+    with bench([text_pages(400), random_pages(50)], replace(NO_LIMITS, reserve_mib=0)) as run:
+        run.sweep(16)
+        assert run.pager.counters().evicted == 400
+        free, left = run.machine.memory().free, 30
+        own = run.machine.domain_frames(run.domids[1])
+        assert own and run.machine.claim(run.domids[1], own.own + free - left)
+        run.engine.set_options(replace(NO_LIMITS, reserve_mib=free / PAGES_PER_MIB))
+        run.sweep(1)
+        assert claimed(run) == [left, free - left]
+        assert "reserve_refused" not in run.engine.report().reasons
+
+
 def test_a_claim_of_somebody_else_is_left_alone_and_a_domain_that_is_left_keeps_none() -> None:
     with bench([text_pages(100), random_pages(50)], NO_LIMITS) as run:
         assert run.machine.claim(run.domids[1], 60)

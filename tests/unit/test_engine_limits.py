@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffengine.engine import EngineOptions, Policy, State, Technique
+from diffengine.engine import BUILT_IN_POLICIES, EngineOptions, Policy, State, Technique
 from diffengine.engine.pace import Work
 from diffengine.engine.pages import Place
 from diffengine.engine.swapping import BATCH_PAGES, LEFT_BYTES
-from diffengine.hypervisor.embedded import Pager
-from diffengine.hypervisor.protocol import Domids, Gfns, Results
-from engine_host import PAGE, Bench, Clock, bench, random_pages, similar_pages, text_pages
+from diffengine.hypervisor.embedded import Machine, Pager
+from diffengine.hypervisor.protocol import Capabilities, Domids, Gfns, Results
+from engine_host import PAGE, Bench, Clock, addresses, bench, random_pages, similar_pages, text_pages
 
 ENOUGH_SWEEPS = 16
 NO_LIMITS = EngineOptions(fault_limit=1e6, refault_limit=10**9, evicted_share_limit=1.0)
@@ -129,6 +129,53 @@ def test_references_beside_what_is_let_through_keep_to_the_minimum() -> None:
             assert evicted(run)[0] <= 10
 
 
+# Nothing takes the place of what could go.
+
+
+class NoSharing(Machine):
+    """A host on an AMD CPU."""
+
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities(), sharing=False)
+
+
+def test_copies_of_what_cannot_be_saved_take_no_place() -> None:
+    contents = np.concatenate([random_pages(20), random_pages(20), text_pages(40)])
+    with bench([contents], NO_LIMITS, min_resident=70, machine_type=NoSharing) as run:
+        run.sweep(ENOUGH_SWEEPS)
+        assert evicted(run) == [10]
+
+
+def test_copies_of_what_must_stay_go_alone_and_take_one_place_each() -> None:
+    """The first domain is watched when it may have no more pages out."""
+    text = text_pages(20)
+    contents = [text.copy(), np.concatenate([text, text, text_pages(40, 1)])]
+    with bench(contents, NO_LIMITS, machine_type=NoSharing) as run:
+        run.sweep(3)
+        assert run.engine.domain_reports()[0].pages["watched"] == 20
+        run.engine.set_min_resident(run.domids[0], 20)
+        run.engine.set_min_resident(run.domids[1], 70)
+        run.sweep(ENOUGH_SWEEPS)
+        assert evicted(run) == [0, 10]
+        run.engine.set_min_resident(run.domids[1], 0)
+        run.sweep(ENOUGH_SWEEPS)
+        assert evicted(run) == [0, 80]
+        # The objects, and their model.
+        assert run.store.statistics().objects <= 60 + 1
+        assert run.read_all(0) == run.read_all(1) == 0
+
+
+def test_what_does_not_compress_becomes_a_patch_or_takes_no_place_when_it_is_to_be_compressed_first() -> None:
+    options = replace(NO_LIMITS, policy=BUILT_IN_POLICIES["compress-first"])
+    with bench([np.concatenate([random_pages(100), similar_pages(100)])], options) as run:
+        run.sweep(ENOUGH_SWEEPS)
+        assert run.engine.report().pages["patched"] >= 90
+        assert run.read_all(0) == 0
+    with bench([np.concatenate([random_pages(100), text_pages(100)])], options, min_resident=190) as run:
+        run.sweep(ENOUGH_SWEEPS)
+        assert evicted(run) == [10]
+
+
 # Faults.
 
 
@@ -197,7 +244,15 @@ def test_a_new_fault_limit_holds_at_once() -> None:
 
 
 def test_each_trust_group_has_a_model_of_its_own() -> None:
-    with bench([text_pages(100), text_pages(100, 1)], NO_LIMITS, ["a", "b"]) as run:
+    with bench([text_pages(100)], NO_LIMITS, ["a"]) as run:
+        run.sweep(ENOUGH_SWEEPS)
+        assert evicted(run) == [100]
+        assert run.pager.counters().objects == 100 + 1
+        # Of a group that comes when there is another one's model.
+        late = text_pages(100, 1)
+        domid = run.machine.create_domain(addresses(late))
+        run.pager.add_domain(domid, len(late))
+        run.engine.add_domain(domid, len(late), "b")
         run.sweep(ENOUGH_SWEEPS)
         assert evicted(run) == [100, 100]
         assert run.pager.counters().objects == 200 + 2

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine on the embedded machine: what it saves, what it leaves, what its limits stop."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from diffengine.engine import BUILT_IN_POLICIES, EngineOptions, Policy, State, Technique
 from diffengine.engine.limits import least_idle
 from diffengine.hypervisor.embedded import Machine, Pager
-from diffengine.hypervisor.protocol import Capabilities, Domids, Gfns, NewObjects, ObjectIds, Results
-from diffengine.native import NONE
-from engine_host import PAGE, Bench, Pages, bench, random_pages, similar_pages, text_pages
+from diffengine.hypervisor.protocol import Capabilities, Domids, Gfns, NewObjects, ObjectIds, Outcome, Results
+from diffengine.native import NONE, Encoding, checksums
+from engine_host import PAGE, Bench, Pages, addresses, bench, random_pages, similar_pages, text_pages
 
 # Enough sweeps for the default policy: two quiet visits, C3, C4, a model.
 ENOUGH_SWEEPS = 16
@@ -309,3 +310,47 @@ def test_references_that_go_meanwhile_cost_a_patch_and_no_more() -> None:
         assert run.engine.report().reasons["reference_gone"] > 0
         assert run.store.statistics().objects <= 120 + 1 and objects <= 120
         assert run.read_all(0) == run.read_all(1) == 0
+
+
+class ReplacingPager(Pager):
+    """Before the first patches are put, something happens to their references."""
+
+    happens: Callable[[ObjectIds], None] | None = None
+
+    def put(self, objects: NewObjects) -> ObjectIds:
+        ids = objects.reference_ids[objects.reference_ids != NONE]
+        if self.happens and len(ids):
+            happens, self.happens = self.happens, None
+            happens(ids)
+        return super().put(objects)
+
+
+def test_no_patch_refers_to_a_page_of_another_group_that_got_its_references_number() -> None:
+    text = text_pages(1)
+    similar = text.copy()
+    similar[0, 1000:1064] += 1
+    with bench([text, similar, text.copy()], NO_LIMITS, ["a", "a", "b"], 1, pager_type=ReplacingPager) as run:
+        assert isinstance(run.pager, ReplacingPager)
+
+        def give_number_away(ids: ObjectIds) -> None:
+            assert run.read_all(0) == 0
+            none = np.full(1, NONE, dtype=np.uint32)
+            others = addresses(run.contents[2])
+            raw = np.full(1, Encoding.RAW, dtype=np.uint8)
+            new = NewObjects(others, np.full(1, PAGE, dtype=np.uint16), raw, checksums(others), none, none, NONE)
+            # A number that comes free may be used again as soon as nobody can be reading the former object.
+            while (put := run.pager.put(new)).tolist() != ids.tolist():
+                run.pager.release(put)
+            domids, gfns = np.array(run.domids[2:], dtype=np.uint16), np.zeros(1, dtype=np.uint32)
+            assert run.pager.evict(domids, gfns, put).tolist() == [Outcome.DONE]
+            run.pager.release(put)
+
+        run.pager.happens = give_number_away
+        run.engine.set_min_resident(run.domids[0], 0)
+        run.sweep(ENOUGH_SWEEPS)
+        assert run.pager.counters().evicted == 1
+        run.engine.set_min_resident(run.domids[1], 0)
+        run.sweep(2 * ENOUGH_SWEEPS)
+        assert run.pager.happens is None
+        assert run.engine.report().pages["patched"] == 0
+        assert [run.read_all(number) for number in range(3)] == [0] * 3

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffengine.engine import clock
 from diffengine.engine.eviction import Candidates, Evictor
-from diffengine.engine.limits import RefaultLimit, WatchRate, least_idle, room_to_evict
+from diffengine.engine.limits import RefaultLimit, Room, WatchRate, least_idle, room_to_evict
 from diffengine.engine.options import LIVE_OPTIONS, EngineOptions
 from diffengine.engine.pace import Pace, RealPace, Work
 from diffengine.engine.pages import (
@@ -36,6 +36,7 @@ from diffengine.engine.report import DomainReport, EngineReport, count_places, d
 from diffengine.engine.reserve import Reserve
 from diffengine.engine.sharing import Pairs, Sharing
 from diffengine.engine.swapping import Swapper
+from diffengine.engine.trials import Trials
 from diffengine.engine.visits import SweepLength, portion, portions_of_sweep
 from diffengine.engine.written import WrittenPages, differing
 from diffengine.hypervisor.protocol import Host, Outcome, Pager, PageState
@@ -43,8 +44,6 @@ from diffengine.native import NONE, PAGE_BYTES, Digester, PageNumbers
 
 # How often the pager is asked which pages came back: what the limits on a guest's faults live on.
 SETTLE_INTERVAL_S = 0.5
-# A frame with more sharers costs little for each; to find them all cold costs many faults.
-MOST_SHARERS_TO_TRY = 8
 # What a page answers to all that would share with it, as long as it is so.
 REFUSES_ALL = (Outcome.BUSY, Outcome.MAPPED)
 GROUP_SALT = 0x9E3779B97F4A7C15
@@ -79,7 +78,8 @@ class Engine:
         self._may_share = policy.allows(Technique.SHARE)
         self._may_evict = policy.allows(Technique.PATCH) | policy.allows(Technique.COMPRESS)
         self._watches = evicts and not self._may_evict[State.C2]
-        self._may_compress_cold = bool(policy.allows(Technique.COMPRESS)[State.C4])
+        tries = self._watches and policy.allows(Technique.COMPRESS)[State.C4]
+        self._trials = Trials(self._table, self._may_try) if shares and tries else None
         self._groups: dict[str, int] = {}
         self._watch_rates: dict[int, WatchRate] = {}
         self._refault_limits: dict[int, RefaultLimit] = {}
@@ -88,9 +88,8 @@ class Engine:
         self._sweeps = 0
         # How many pages of which domain the limits have let through in the visit under way.
         self._let_through = (-1, 0)
-        # Which groups of sharers are on trial, and whose pages, in this sweep.
-        self._trial_turn = 0
-        self._on_trial: set[int] = set()
+        # Domains that may have no more pages out, when the sweep began.
+        self._full: set[int] = set()
         self._length = SweepLength()
         self._came_back = -1
         self._evictions = 0
@@ -212,6 +211,9 @@ class Engine:
         self._portions = portions_of_sweep(max((domain.gfns for domain in self._table.domains), default=1))
         self._length.begin_sweep((now_s - self._sweep_start_s) / self._options.visit_interval_s)
         self._sweep_start_s = now_s
+        self._full = {domain.domid for domain in self._table.domains if self._evictor and not self._room(domain).pages}
+        if self._trials:
+            self._trials.begin_sweep()
         self._written.begin_sweep(self._sweeps, self._length.weight)
         self._reasons.begin_sweep()
         cycles = self._sharing.cycles if self._sharing else 0
@@ -219,17 +221,15 @@ class Engine:
             self._sharing.begin_sweep()
         if self._evictor and (not self._sharing or self._sharing.cycles != cycles or not self._sweeps):
             self._evictor.begin_cycle()
-        if self._sharing and self._watches and self._may_compress_cold:
-            self._begin_trials()
 
-    def _begin_trials(self) -> None:
-        """The next groups of sharers have their turn as soon as there is a domain that has room for them."""
-        self._on_trial.clear()
-        for domain in self._table.domains:
+    def _may_try(self, pages: PageNumbers) -> NDArray[np.bool_]:
+        """Which shared pages have a domain with room for trials, and could be evicted if they turned out to be cold."""
+        room = np.zeros(len(self._table.domains), dtype=np.bool_)
+        for index, domain in enumerate(self._table.domains):
             waiting = int(np.count_nonzero(self._table.place[domain.part] == Place.WATCHED))
-            if clock.has_room_for_trials(waiting, domain.gfns):
-                self._on_trial.add(domain.domid)
-        self._trial_turn += bool(self._on_trial)
+            room[index] = domain.domid not in self._full and clock.has_room_for_trials(waiting, domain.gfns)
+        result: NDArray[np.bool_] = room[self._table.owners(pages)] & self._worth_evicting(pages)
+        return result
 
     def _end_sweep(self) -> None:
         self._portion = 0
@@ -305,7 +305,7 @@ class Engine:
             self._pace.worked(Work.DIGEST, len(known))
         if not self._written.nothing_due(domain, part):
             self._look_at_content(domain, pages)
-        leaders = self._share(pages)
+        leaders = self._share(domain, pages)
         if self._evictor:
             self._watch(domain, pages)
             self._evict(domain, pages, leaders)
@@ -381,7 +381,7 @@ class Engine:
         passes = self._sharing.passes if self._sharing else 1
         return clock.classify(self._table.quiet[pages], idle, max(self._options.c4_visits, passes))
 
-    def _share(self, pages: PageNumbers) -> PageNumbers:
+    def _share(self, domain: Domain, pages: PageNumbers) -> PageNumbers:
         """Shares what has a partner. For each page the first one of its content in this sweep, or NONE if not known."""
         if not self._sharing:
             return np.full(len(pages), NONE, dtype=np.uint32)
@@ -389,6 +389,9 @@ class Engine:
         place = table.place[pages]
         eligible = (place == Place.RESIDENT) & self._may_share[self._states(pages)]
         eligible |= LEADS[place] & (place != Place.RESIDENT)
+        if domain.domid in self._full:
+            # Whose copies would wait for it in vain.
+            eligible &= place != Place.WATCHED
         eligible &= table.keys[pages] != UNKNOWN_KEY
         whole = range(int(pages[0]), int(pages[-1]) + 1)
         leaders, complete = self._sharing.look_up(whole, eligible.astype(np.uint8))
@@ -426,32 +429,26 @@ class Engine:
         passes = self._sharing.passes if self._sharing else 1
         idle = pages[table.place[pages] == Place.RESIDENT]
         idle = idle[clock.watchable(table.quiet[idle], table.backoff[idle], passes)]
-        self._watch_pages(domain, self._worth_evicting(idle))
-        if domain.domid in self._on_trial:
-            self._try_shared(domain, pages)
+        self._watch_pages(domain, idle[self._worth_evicting(idle)])
+        if self._trials:
+            self._try_shared(domain, self._trials, pages)
 
-    def _worth_evicting(self, pages: PageNumbers) -> PageNumbers:
-        """Those that could be evicted if they turned out to be cold."""
+    def _worth_evicting(self, pages: PageNumbers) -> NDArray[np.bool_]:
+        """Which could be evicted if they turned out to be cold."""
         assert self._evictor is not None
-        worth: PageNumbers = pages[self._evictor.worth_trying(pages, np.full(len(pages), State.C4, dtype=np.uint8))]
-        return worth
+        return self._evictor.worth_trying(pages, np.full(len(pages), State.C4, dtype=np.uint8))
 
-    def _try_shared(self, domain: Domain, pages: PageNumbers) -> None:
-        """A shared page can't be watched. Now and then it is made private for that: if it and its sharers are cold,
-        they become one object; if not, it is shared again at the next visit."""
+    def _try_shared(self, domain: Domain, trials: Trials, pages: PageNumbers) -> None:
+        """Makes those pages private that have their turn to be watched. If they and their sharers are cold, they become
+        one object; one that is not is shared again at the next visit."""
         table = self._table
-        shared = pages[table.place[pages] == Place.SHARED]
-        sources = table.source[shared]
-        on_trial = clock.on_trial(sources, self._trial_turn) & (table.sharers[sources] <= MOST_SHARERS_TO_TRY)
-        shared = shared[on_trial]
-        shared = shared[clock.unshareable(table.quiet[shared], table.backoff[shared])]
-        shared = self._worth_evicting(shared)
-        shared = shared[: self._watch_rates[domain.domid].available]
+        shared = trials.chosen(pages)[: self._watch_rates[domain.domid].available]
         if not len(shared):
             return
         results = self._pager.unshare(*table.locate(shared))
         self._reasons.add_results("unshare", results)
         private = shared[results == Outcome.DONE]
+        trials.note(private)
         table.leave_frames(private)
         table.place[private] = Place.RESIDENT
         self._watch_pages(domain, private)
@@ -487,26 +484,25 @@ class Engine:
             cold &= (table.place[pages] == Place.WATCHED) & (table.idle[pages] > 0)
         else:
             cold &= EVICTABLE[table.place[pages]]
-        copies = (leaders != NONE) & (leaders != pages)
-        # What can't be saved takes nothing of what the limits allow.
-        cold &= copies | self._evictor.worth_trying(pages, states)
-        if not cold.any():
-            return
-        cold &= self._within_limits(domain, pages, cold)
-        self._let_through = (domain.domid, int(cold.sum()))
-        copies &= cold
-        # Copies of what goes in this very batch follow it; of what is about to go, at their next visit.
-        follow = np.isin(leaders, pages[cold & ~copies]) & copies
-        wait = copies.copy()
+        copies = cold & (leaders != NONE) & (leaders != pages)
+        worth = cold & self._evictor.worth_trying(pages, states)
+        ready, wait = copies.copy(), copies.copy()
         first = leaders[copies]
+        ready[copies] = IN_STORE[table.place[first]]
+        # Copies of what goes in this very batch follow it; of what is about to go, at their next visit.
+        follow = copies & np.isin(leaders, pages[worth & ~copies])
         wait[copies] = (table.place[first] == Place.WATCHED) & ((table.notes[first] & FUTILE) == 0)
-        copies[copies] = IN_STORE[table.place[first]]
-        self._evict_copies(pages[copies], leaders[copies])
-        alone = cold & ~copies & ~follow & ~wait
-        chosen = Candidates(pages[alone], states[alone])
-        chosen = chosen[self._evictor.worth_trying(chosen.pages, chosen.states)]
-        if len(chosen.pages):
-            self._evictor.evict(chosen, domain.group)
+        alone = worth & ~(ready | follow | wait)
+        # What waits, or can't be saved, takes nothing of what the limits allow.
+        goes = ready | follow | alone
+        if not goes.any():
+            return
+        goes &= self._within_limits(domain, pages, goes)
+        self._let_through = (domain.domid, int(goes.sum()))
+        ready, follow, alone = ready & goes, follow & goes, alone & goes
+        self._evict_copies(pages[ready], leaders[ready])
+        if alone.any():
+            self._evictor.evict(Candidates(pages[alone], states[alone]), domain.group)
         self._evict_copies(pages[follow], leaders[follow])
         self._let_through = (-1, 0)
 
@@ -528,14 +524,18 @@ class Engine:
         """Those of the wanted pages that may go out now."""
         within = wanted & self._cold_enough(domain, pages, wanted)
         self._reasons.add(Reason.REFAULT_LIMIT, int((wanted & ~within).sum()))
-        evicted = int(OUT[self._table.place[domain.part]].sum())
-        domid, let_through = self._let_through
-        evicted += let_through if domid == domain.domid else 0
-        room = room_to_evict(domain.gfns, evicted, domain.min_resident, self._options.evicted_share_limit)
+        room = self._room(domain)
         beyond = np.flatnonzero(within)[room.pages :]
         self._reasons.add(Reason.MIN_RESIDENT if room.by_min_resident else Reason.EVICTED_SHARE, len(beyond))
         within[beyond] = False
         return within
+
+    def _room(self, domain: Domain) -> Room:
+        """How many of its pages may go besides those that were let through."""
+        evicted = int(OUT[self._table.place[domain.part]].sum())
+        domid, let_through = self._let_through
+        evicted += let_through if domid == domain.domid else 0
+        return room_to_evict(domain.gfns, evicted, domain.min_resident, self._options.evicted_share_limit)
 
     def _cold_enough(self, domain: Domain, pages: PageNumbers, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of the pages may go for all that came back of late."""

@@ -16,7 +16,7 @@ from diffengine.engine.mapping import map_pages, objects_of
 from diffengine.engine.models import Models
 from diffengine.engine.options import EngineOptions
 from diffengine.engine.pace import Pace, Work
-from diffengine.engine.pages import EVICTABLE, FUTILE, HEADER_BYTES, INDEXED, PageTable, Place
+from diffengine.engine.pages import EVICTABLE, FUTILE, HEADER_BYTES, INDEXED, TRIED, PageTable, Place
 from diffengine.engine.policy import State, Technique
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.engine.similarity import Similarity
@@ -162,8 +162,9 @@ class Evictor:
     def _evict_patches(self, candidates: Candidates) -> Candidates:
         """Evicts those that are similar to a page that is out, or cold as well. The others."""
         states = candidates.states
-        tries = self._may_patch[states] & ~self._compress_first[states]
-        tries &= (self._table.notes[candidates.pages] & INDEXED) == 0
+        notes = self._table.notes[candidates.pages]
+        tries = self._may_patch[states] & (~self._compress_first[states] | ((notes & FUTILE) != 0))
+        tries &= (notes & INDEXED) == 0
         if not tries.any():
             return candidates
         with map_pages(self._host, self._table, candidates.pages[tries]) as addresses:
@@ -275,6 +276,8 @@ class Evictor:
         keep = batch.sizes <= LARGEST_OBJECT
         self._reasons.add(Reason.INCOMPRESSIBLE, int((~keep).sum()))
         self._table.notes[pages[~keep]] |= FUTILE
+        # One that shared its frame goes as it is, and its sharers with it, or they would all keep frames of their own.
+        keep |= (self._table.notes[pages] & TRIED) != 0
         none = np.full(len(pages), NONE, dtype=np.uint32)
         self._put_and_evict(Job(pages, none, none, none), keep, batch, sums, model_id)
 

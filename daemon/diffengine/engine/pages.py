@@ -56,6 +56,10 @@ FUTILE = np.uint8(1)  # compression does not make it smaller
 INDEXED = np.uint8(2)  # the similarity index has had it
 # Not of its content: it is to be digested, for it was written, or is not what it was taken for.
 WRITTEN = np.uint8(4)
+# With how many others it shared a frame when it was made private to be tried (trials.py): a number of three bits.
+TRIED_SHIFT = 3
+MOST_TRIED = 7
+TRIED = np.uint8(MOST_TRIED << TRIED_SHIFT)
 
 
 @dataclass

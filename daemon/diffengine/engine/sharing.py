@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.engine.pages import HAS_FRAME, UNKNOWN_KEY, PageTable, Place
+from diffengine.engine.pages import HAS_FRAME, TRIED, UNKNOWN_KEY, PageTable, Place
 from diffengine.native import (
     NONE,
     SHARING_ENTRY_BYTES,
@@ -215,3 +215,6 @@ class Sharing:
         pages.source[clients] = pages.source[sources]
         np.add.at(pages.sharers, pages.source[clients], 1)
         pages.place[clients] = Place.SHARED
+        if pages.has_notes:
+            pages.notes[roots] &= ~TRIED
+            pages.notes[clients] &= ~TRIED

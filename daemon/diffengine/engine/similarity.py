@@ -34,25 +34,41 @@ class Similarity:
         return self._index.bytes if self._index else 0
 
     def begin_cycle(self) -> None:
-        """Sized for the pages that may come; emptied if more pages were entered than three times those."""
-        total = sum(domain.gfns for domain in self._pages.domains)
-        wanted = max(SMALLEST_INDEX_BYTES, int(total * self._bytes_per_page))
-        outgrown = self._index is not None and self._index.bytes < wanted // 2
-        if self._index is None or outgrown or self._entered > 3 * total:
-            self._index = ShiftIndex(wanted, MAX_DEPTH)
-            self._entered = 0
-            self._pages.notes &= ~INDEXED
+        """Emptied if it has become too small, or more pages were entered than three times those that may come."""
+        if self._index is None:
+            return
+        contents = self._contents()
+        if self._index.bytes < self._wanted_bytes(contents) // 2 or self._entered > 3 * contents:
+            self._begin_anew(contents)
+
+    def _begin_anew(self, contents: int) -> ShiftIndex:
+        self._index = ShiftIndex(self._wanted_bytes(contents), MAX_DEPTH)
+        self._entered = 0
+        self._pages.notes &= ~INDEXED
+        return self._index
+
+    def _contents(self) -> int:
+        """Pages that may come: of those that share a frame, one."""
+        pages = self._pages
+        total = sum(domain.gfns for domain in pages.domains)
+        shared = int(np.count_nonzero(pages.place == Place.SHARED))
+        return total - shared + int(np.count_nonzero(pages.sharers))
+
+    def _wanted_bytes(self, contents: int) -> int:
+        return max(SMALLEST_INDEX_BYTES, int(contents * self._bytes_per_page))
 
     def propose(self, pages: PageNumbers, addresses: Addresses) -> PageNumbers:
         """A page of the same trust group that may serve as a reference, or NONE, for each; and enters them."""
-        if self._index is None or not len(pages):
-            return np.full(len(pages), NONE, dtype=np.uint32)
+        if not len(pages):
+            return np.full(0, NONE, dtype=np.uint32)
+        # Made when the first pages are cold, and what is the same is shared.
+        index = self._index or self._begin_anew(self._contents())
         features, counts = shift_features(self._seed, addresses)
         self._add_whole_page(pages, features, counts)
         groups = self._pages.groups_of(pages)
         salts: NDArray[np.uint32] = (groups.astype(np.uint64) * MULTIPLIER).astype(np.uint32)
         features ^= salts[:, np.newaxis]
-        found = self._index.references_of(features, counts, pages, self._pages.depths)
+        found = index.references_of(features, counts, pages, self._pages.depths)
         self._entered += len(pages)
         self._pages.notes[pages] |= INDEXED
         proposed = np.flatnonzero(found != NONE)
