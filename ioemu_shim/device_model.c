@@ -12,7 +12,8 @@
  * standard input ends; `sequential` and `random`, disk I/O alone, for benchmarks; `lost-write`, which maps,
  * writes, unmaps, and looks again, until it finds a write lost; `two-writes`, which stores to one page, has
  * another read from the disk; `unmapping`, which unmaps in ways that fail, or leave a part; `touching`, which
- * stores to a bucket's pages. These three tell how far they are by the length of the file EXPECTED.
+ * stores to a bucket's pages; `waiting`, in which threads store to a page each, and then one to others. These
+ * four tell how far they are by the length of the file EXPECTED.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -54,13 +55,18 @@
 #define REST_GFN 70u
 #define OFTEN_GFN 600u
 #define OFTEN 40u
+/* `waiting` */
+#define WAITERS 8u
+#define WAITER_GFNS 16u /**< from one's page to the next one's */
+#define APART_GFN 200u
+#define WAITERS_BEGIN_US 100000u
 #ifdef __SANITIZE_THREAD__
 #define BEYOND 0 /* it would look at each of them */
 #else
 #define BEYOND ((size_t)1 << 62) /**< bytes: more than there are addresses */
 #endif
 
-enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES, UNMAPPING, TOUCHING };
+enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES, UNMAPPING, TOUCHING, WAITING };
 
 struct bucket {
     uint8_t *memory; /**< NULL: none */
@@ -502,6 +508,39 @@ static void touch_bucket(const char *path)
     close(progress);
 }
 
+static void *store_page(void *argument)
+{
+    memset(argument, STORED, PAGE_BYTES);
+    return NULL;
+}
+
+/* Each thread may wait for its page; what others need is not to wait for that: neither of another cluster,
+ * nor the neighbour of a page that is waited for. */
+static void wait_for_pages(const char *path)
+{
+    struct bucket bucket = {.memory = NULL};
+    pthread_t threads[WAITERS];
+    int progress = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (progress < 0)
+        fail(path, 0);
+    bucket_map(&bucket, 0);
+    for (unsigned i = 0; i < WAITERS; i++) {
+        uint8_t *page = bucket.memory + (size_t)(i + 1) * WAITER_GFNS * PAGE_BYTES;
+        errno = pthread_create(&threads[i], NULL, store_page, page);
+        if (errno)
+            fail("starting thread", i);
+    }
+    usleep(WAITERS_BEGIN_US);
+    store_page(bucket.memory + (size_t)APART_GFN * PAGE_BYTES);
+    tell(progress);
+    store_page(bucket.memory + (size_t)(WAITER_GFNS + 1) * PAGE_BYTES);
+    tell(progress);
+    for (unsigned i = 0; i < WAITERS; i++)
+        pthread_join(threads[i], NULL);
+    bucket_unmap(&bucket);
+    close(progress);
+}
+
 /* At the latest when all operations are done, and whoever started it has seen what it waits for. */
 static bool is_enough(uint64_t done)
 {
@@ -581,8 +620,8 @@ static uint64_t now_ns(clockid_t clock)
 
 static bool take_arguments(int argc, char **argv)
 {
-    static const char *const modes[] = {"mixed",      "sequential", "random",  "lost-write",
-                                        "two-writes", "unmapping",  "touching"};
+    static const char *const modes[] = {"mixed",      "sequential", "random",   "lost-write",
+                                        "two-writes", "unmapping",  "touching", "waiting"};
     if (argc != 8 && argc != 9)
         return false;
     model.domain = (uint32_t)strtoul(argv[1], NULL, 10);
@@ -590,7 +629,7 @@ static bool take_arguments(int argc, char **argv)
     model.operations = strtoull(argv[3], NULL, 10);
     model.threads = (unsigned)strtoul(argv[4], NULL, 10);
     model.seed = strtoull(argv[5], NULL, 10);
-    while (argc == 9 && model.mode < TOUCHING && strcmp(modes[model.mode], argv[8]) != 0)
+    while (argc == 9 && model.mode < WAITING && strcmp(modes[model.mode], argv[8]) != 0)
         model.mode++;
     return model.gfns && model.threads && model.threads <= MAX_THREADS &&
            (argc == 8 || !strcmp(modes[model.mode], argv[8]));
@@ -600,7 +639,7 @@ int main(int argc, char **argv)
 {
     if (!take_arguments(argc, argv)) {
         fputs("Usage: device-model DOMAIN GFNS OPERATIONS THREADS SEED DISK EXPECTED "
-              "[mixed|sequential|random|lost-write|two-writes|unmapping|touching]\n",
+              "[mixed|sequential|random|lost-write|two-writes|unmapping|touching|waiting]\n",
               stderr);
         return 2;
     }
@@ -625,6 +664,8 @@ int main(int argc, char **argv)
         unmap_oddly(argv[7]);
     else if (model.mode == TOUCHING)
         touch_bucket(argv[7]);
+    else if (model.mode == WAITING)
+        wait_for_pages(argv[7]);
     else
         run_threads();
     uint64_t run_ns = now_ns(CLOCK_MONOTONIC) - start_ns;

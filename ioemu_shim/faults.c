@@ -19,8 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SERVERS 4u
-/** Faults under way: a thread has one at most. */
+/** Pages that are waited for and nobody serves yet: fewer than there are threads. */
 #define QUEUE 4096u
 #define SIGNALS 2u
 /** A page that is being mapped has no frame for some microseconds, in which a touch gives SIGBUS. */
@@ -39,6 +38,20 @@ static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t queue_changed = PTHREAD_COND_INITIALIZER;
 static uintptr_t queue[QUEUE];
 static size_t queue_first, queue_count;
+
+/**
+ * A thread that serves faults, one at a time, and may wait for long: for a frame, for the disk, for a pager.
+ * So there is always one more than there are pages being served; as a thread waits for one page at most, that
+ * ends.
+ */
+struct server {
+    uintptr_t page; /**< 0: none */
+    struct server *next;
+};
+
+/* Under `queue_lock`. */
+static struct server *servers; /**< none ever goes */
+static unsigned idle_servers;  /**< or being started */
 
 /* What the process itself wants of SIGSEGV and SIGBUS. */
 static struct sigaction own[SIGNALS];
@@ -91,7 +104,20 @@ void faults_wake(uintptr_t from, size_t bytes)
         ioctl(userfault, UFFDIO_WAKE, &range);
 }
 
-static void enqueue(uintptr_t address)
+/* Whether the page is served already, or will be: a thread that a signal interrupts comes back for the same
+ * page. The lock is held. */
+static bool is_known(uintptr_t page)
+{
+    for (size_t i = 0; i < queue_count; i++)
+        if (queue[(queue_first + i) % QUEUE] == page)
+            return true;
+    for (const struct server *server = servers; server; server = server->next)
+        if (server->page == page)
+            return true;
+    return false;
+}
+
+static void enqueue(uintptr_t page)
 {
     pthread_mutex_lock(&queue_lock);
     while (queue_count == QUEUE) {
@@ -99,9 +125,20 @@ static void enqueue(uintptr_t address)
         nanosleep(&(struct timespec){.tv_nsec = NS_PER_MS}, NULL);
         pthread_mutex_lock(&queue_lock);
     }
-    queue[(queue_first + queue_count++) % QUEUE] = address;
-    pthread_cond_signal(&queue_changed);
+    if (!is_known(page)) {
+        queue[(queue_first + queue_count++) % QUEUE] = page;
+        pthread_cond_signal(&queue_changed);
+    }
     pthread_mutex_unlock(&queue_lock);
+}
+
+static bool start_thread(void *(*run)(void *))
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, run, NULL))
+        return false;
+    pthread_detach(thread);
+    return true;
 }
 
 static void *read_thread(void *argument)
@@ -118,19 +155,49 @@ static void *read_thread(void *argument)
     }
 }
 
+/* @return whether another server is to be started, which counts as idle from now on. */
+static bool take_fault(struct server *server)
+{
+    pthread_mutex_lock(&queue_lock);
+    while (!queue_count)
+        pthread_cond_wait(&queue_changed, &queue_lock);
+    server->page = queue[queue_first];
+    queue_first = (queue_first + 1) % QUEUE;
+    queue_count--;
+    bool last = --idle_servers == 0;
+    idle_servers += last;
+    pthread_mutex_unlock(&queue_lock);
+    return last;
+}
+
+/* Who comes for the page from now on is served anew; who came before is woken. */
+static void end_fault(struct server *server)
+{
+    uintptr_t page = server->page;
+    pthread_mutex_lock(&queue_lock);
+    server->page = 0;
+    idle_servers++;
+    pthread_mutex_unlock(&queue_lock);
+    faults_wake(page, DE_PAGE_SIZE);
+}
+
 static void *serve_thread(void *argument)
 {
+    static __thread struct server server;
     (void)argument;
+    pthread_mutex_lock(&queue_lock);
+    server.next = servers;
+    servers = &server;
+    pthread_mutex_unlock(&queue_lock);
     for (;;) {
-        pthread_mutex_lock(&queue_lock);
-        while (!queue_count)
-            pthread_cond_wait(&queue_changed, &queue_lock);
-        uintptr_t address = queue[queue_first];
-        queue_first = (queue_first + 1) % QUEUE;
-        queue_count--;
-        pthread_mutex_unlock(&queue_lock);
-        windows_touch(address);
-        faults_wake(address, DE_PAGE_SIZE);
+        if (take_fault(&server) && !start_thread(serve_thread)) {
+            /* Whoever is done next goes on with what comes. */
+            pthread_mutex_lock(&queue_lock);
+            idle_servers--;
+            pthread_mutex_unlock(&queue_lock);
+        }
+        windows_touch(server.page);
+        end_fault(&server);
     }
     return NULL;
 }
@@ -202,15 +269,6 @@ bool faults_chain(int signal, const struct sigaction *action, struct sigaction *
     return ours;
 }
 
-static bool start_thread(void *(*run)(void *))
-{
-    pthread_t thread;
-    if (pthread_create(&thread, NULL, run, NULL))
-        return false;
-    pthread_detach(thread);
-    return true;
-}
-
 static bool start_threads(void)
 {
     sigset_t all, former;
@@ -220,9 +278,8 @@ static bool start_threads(void)
     pthread_sigmask(SIG_SETMASK, &all, &former); /* signals are the process's own */
     bool running = start_thread(age_thread);
     if (userfault >= 0) {
-        running = running && start_thread(read_thread);
-        for (unsigned i = 0; i < SERVERS; i++)
-            running = running && start_thread(serve_thread);
+        idle_servers = 1;
+        running = running && start_thread(serve_thread) && start_thread(read_thread);
     }
     pthread_sigmask(SIG_SETMASK, &former, NULL);
     return running;

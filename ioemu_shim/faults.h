@@ -5,7 +5,7 @@
  * touches, too; or, if told so, by SIGSEGV, where the kernel's fail with EFAULT.
  *
  * One thread reads userfaultfd and never waits for anything else, since whoever moves registered memory waits
- * for it; others serve the faults.
+ * for it; others serve the faults, as many as it takes that none waits for another's.
  */
 #ifndef DIFFENGINE_IOEMU_FAULTS_H
 #define DIFFENGINE_IOEMU_FAULTS_H

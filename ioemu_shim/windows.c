@@ -149,6 +149,13 @@ static size_t cluster_of(const struct window *window, uintptr_t address)
     return (address - window->from) / DE_PAGE_SIZE >> window->cluster_shift;
 }
 
+/* A bit per page of a cluster. */
+static uint64_t bits(size_t from, size_t to)
+{
+    uint64_t below_to = to >= 64 ? UINT64_MAX : (UINT64_C(1) << to) - 1;
+    return below_to & ~((UINT64_C(1) << from) - 1);
+}
+
 /* Holds. */
 
 static bool take_hold(uint32_t gfn)
@@ -209,34 +216,31 @@ static void try_to_map(const struct window *window, size_t first, unsigned count
 }
 
 /*
- * Map pages that follow one another. One that is guest memory and can't be mapped now is waited for: what is
- * written to a page in its place would be lost. That is a shared one whose copy finds no frame (ENOMEM; Xen
- * says EBUSY, get_page_from_l1e() in its arch/x86/mm.c), or dom0 has no memory for the call.
- * @return those that are no guest memory, which have another page in their place.
+ * Map pages that follow one another. One that is guest memory and can't be mapped now stays empty, to be
+ * tried again: what is written to a page in its place would be lost. That is a shared one whose copy finds no
+ * frame (ENOMEM; Xen says EBUSY, get_page_from_l1e() in its arch/x86/mm.c), or dom0 has no memory for the
+ * call.
+ * @param[out] gone Those that are no guest memory, which have another page in their place.
+ * @return those that are to be tried again.
  */
-static uint64_t map_run(const struct window *window, size_t first, unsigned count)
+static uint64_t map_run(const struct window *window, size_t first, unsigned count, uint64_t *gone)
 {
     int errors[MAX_CLUSTER_PAGES];
-    uint64_t gone = 0;
+    uint64_t later = 0;
     uint8_t *address = (uint8_t *)window->from + first * DE_PAGE_SIZE;
+    *gone = 0;
     try_to_map(window, first, count, errors);
-    for (unsigned i = 0; i < count; i++)
-        if (errors[i] && !is_gone(errors[i]))
-            put_empty_back(address + (size_t)i * DE_PAGE_SIZE, window->protection);
     for (unsigned i = 0; i < count; i++) {
         uint8_t *page = address + (size_t)i * DE_PAGE_SIZE;
-        while (errors[i] && !is_gone(errors[i])) {
-            pause_before_retry();
-            try_to_map(window, first + i, 1, &errors[i]);
-            if (errors[i] && !is_gone(errors[i]))
-                put_empty_back(page, window->protection);
+        if (is_gone(errors[i])) {
+            put_page_in_place(page, window->protection);
+            *gone |= UINT64_C(1) << i;
+        } else if (errors[i]) {
+            put_empty_back(page, window->protection);
+            later |= UINT64_C(1) << i;
         }
-        if (!errors[i])
-            continue;
-        put_page_in_place(page, window->protection);
-        gone |= UINT64_C(1) << i;
     }
-    return gone;
+    return later;
 }
 
 static void forget_shares(const struct window *window, size_t first, uint64_t pages)
@@ -262,10 +266,20 @@ static uint64_t hold_around(const struct window *window, size_t first, size_t co
     return pages;
 }
 
-/* @param[out] held Of the wanted pages. */
-static void hold_wanted(const struct window *window, size_t first, uint64_t wanted, uint64_t *held)
+static bool is_out(uint32_t gfn)
+{
+    return link_holds() && de_holds_hints(link_holds(), gfn) & DE_HOLDS_OUT;
+}
+
+/*
+ * Hold what is wanted, and have brought in what of it is out.
+ * @param[out] held Of the wanted pages.
+ * @return those that are to be tried again: out still, and mapping one would wait for it, however long.
+ */
+static uint64_t hold_wanted(const struct window *window, size_t first, uint64_t wanted, uint64_t *held)
 {
     uint32_t gfns[MAX_CLUSTER_PAGES];
+    uint64_t later = 0;
     size_t count = 0;
     for (uint64_t left = wanted; left; left &= left - 1) {
         unsigned i = (unsigned)__builtin_ctzll(left);
@@ -275,38 +289,53 @@ static void hold_wanted(const struct window *window, size_t first, uint64_t want
             count++;
         }
     }
-    if (count)
-        de_holds_bring_in(link_holds(), gfns, count, BRING_IN_MS);
+    if (!count || de_holds_bring_in(link_holds(), gfns, count, BRING_IN_MS) == DE_OK)
+        return 0;
+    for (uint64_t left = *held; left; left &= left - 1)
+        if (is_out(window->gfns[first + (size_t)__builtin_ctzll(left)]))
+            later |= left & -left;
+    return later;
 }
 
-/* @param[out] runs How many there were. @return those that are no guest memory. */
-static uint64_t map_runs(const struct window *window, size_t first, uint64_t pages, uint8_t *runs)
+/*
+ * @param most Pages of one mapping.
+ * @param[out] gone,runs Those that are no guest memory; how many mappings there were.
+ * @return those that are to be tried again.
+ */
+static uint64_t map_runs(const struct window *window, size_t first, uint64_t pages, unsigned most,
+                         uint64_t *gone, uint8_t *runs)
 {
-    uint64_t failed = 0;
+    uint64_t later = 0;
     while (pages) {
         unsigned from = (unsigned)__builtin_ctzll(pages);
-        uint64_t rest = ~(pages >> from);
+        uint64_t rest = ~(pages >> from), run_gone;
         unsigned count = rest ? (unsigned)__builtin_ctzll(rest) : MAX_CLUSTER_PAGES;
-        failed |= map_run(window, first + from, count) << from;
-        ++*runs;
+        count = count < most ? count : most;
+        uint64_t run_later = map_run(window, first + from, count, &run_gone);
+        later |= run_later << from;
+        *gone |= run_gone << from;
+        *runs += run_later != bits(0, count);
         pages = from + count == 64 ? 0 : pages >> (from + count) << (from + count);
     }
-    return failed;
+    return later;
 }
 
-/* Give pages of a cluster their frames, and their neighbours. */
-static void map_pages(const struct window *window, size_t index, uint64_t wanted, struct cluster *gained)
+/* Give pages of a cluster their frames, those that can have them now, and their neighbours.
+ * @param again They could not have them before: each is tried for itself now. */
+static void map_pages(const struct window *window, size_t index, uint64_t wanted, bool again,
+                      struct cluster *gained)
 {
     size_t first = first_page(window, index), count = cluster_pages(window, index);
-    uint64_t held = 0;
-    hold_wanted(window, first, wanted, &held);
-    held |= hold_around(window, first, count, wanted | gained->mapped);
-    uint64_t pages = wanted | held;
-    uint64_t failed = map_runs(window, first, pages, &gained->runs);
-    drop_holds(window->gfns + first, held & failed);
-    forget_shares(window, first, held & ~failed);
-    gained->mapped = pages;
-    gained->held = held & ~failed;
+    uint64_t held = 0, gone = 0;
+    uint64_t later = hold_wanted(window, first, wanted, &held);
+    if (!again)
+        held |= hold_around(window, first, count, wanted | gained->mapped);
+    uint64_t pages = (wanted | held) & ~later;
+    later |= map_runs(window, first, pages, again ? 1 : MAX_CLUSTER_PAGES, &gone, &gained->runs);
+    drop_holds(window->gfns + first, held & (gone | later));
+    forget_shares(window, first, held & ~gone & ~later);
+    gained->mapped = pages & ~later;
+    gained->held = held & ~gone & ~later;
 }
 
 /* The lock is held. */
@@ -335,20 +364,15 @@ static void note_return(struct cluster *cluster, uint64_t now)
     cluster->emptied_ms = 0;
 }
 
-static uint64_t bits(size_t from, size_t to)
-{
-    uint64_t below_to = to >= 64 ? UINT64_MAX : (UINT64_C(1) << to) - 1;
-    return below_to & ~((UINT64_C(1) << from) - 1);
-}
-
 /*
- * Have frames in the part of the range from `from` on that lies in one cluster.
+ * Have frames in the part of the range from `from` on that lies in one cluster. Whoever waits for a frame
+ * does so without working on the cluster: others may have what they need of it.
  * @param[out] to Where that part ends. @return whether it is in a window.
  */
 static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call, uintptr_t *to)
 {
     pthread_mutex_lock(&lock);
-    for (;;) {
+    for (bool again = false;;) {
         struct window *window = find(from);
         if (!window) {
             size_t place = place_of(from);
@@ -372,14 +396,23 @@ static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call
             struct cluster gained = {.mapped = cluster->mapped};
             begin(cluster);
             pthread_mutex_unlock(&lock);
-            map_pages(window, index, wanted, &gained);
+            map_pages(window, index, wanted, again, &gained);
             pthread_mutex_lock(&lock);
             cluster->mapped |= gained.mapped;
             cluster->held |= gained.held;
             cluster->runs += gained.runs;
             mapped_runs += gained.runs;
-            note_return(cluster, now_ms());
+            if (gained.mapped)
+                note_return(cluster, now_ms());
+            cluster->touched_ms = now_ms();
             end(cluster);
+        }
+        again = (wanted & ~cluster->mapped) != 0;
+        if (again) {
+            pthread_mutex_unlock(&lock);
+            pause_before_retry();
+            pthread_mutex_lock(&lock);
+            continue;
         }
         cluster->touched_ms = now_ms();
         cluster->calls += for_call;

@@ -40,6 +40,10 @@
 /* And as `touching`: 16 clusters of 16 pages. */
 #define MOST_MAPPINGS "4"
 #define MOST_MAPPED 64u
+/* And as `waiting`. */
+#define WAITERS 8u
+#define WAITER_GFNS 16u
+#define APART_GFN 200u
 /** Evictions while the device model works: so many, or the test says nothing. */
 #define LEAST_EVICTED 100u
 /* A lost write: few pages, and an eviction that takes long. */
@@ -432,6 +436,36 @@ static void await_step(off_t step)
         usleep(1000);
 }
 
+/* Many threads wait for frames: another's pages, which need none, are mapped all the same. */
+static void test_waiting(bool by_signal)
+{
+    struct de_machine_accounting accounting;
+    struct de_client_vcpu *vcpu;
+    int status;
+    start();
+    de_queue_area(queue)->domains[0] = domain;
+    CHECK_EQ(de_queue_call(queue, DE_COMMAND_DEVICE_MODEL, 1), DE_OK);
+    for (uint32_t i = 1; i <= WAITERS; i++)
+        share(0, i * WAITER_GFNS);
+    CHECK_EQ(de_client_account(machine, &accounting), 0);
+    uint16_t taker = take_frames(accounting.free);
+    pid_t device = launch_device_model("0", "waiting", by_signal);
+    await_step(2);
+    CHECK_EQ(waitpid(device, NULL, WNOHANG), 0);
+    CHECK_EQ(de_client_domain_destroy(machine, taker), 0);
+    CHECK_EQ(waitpid(device, &status, 0), device);
+    CHECK(WIFEXITED(status) && !WEXITSTATUS(status));
+    CHECK_EQ(de_client_vcpu_create(machine, domain, &vcpu), 0);
+    check_guest_page(vcpu, 0, 0);
+    check_guest_page(vcpu, APART_GFN, STORED);
+    check_guest_page(vcpu, WAITER_GFNS + 1, STORED);
+    for (uint32_t i = 1; i <= WAITERS; i++)
+        check_guest_page(vcpu, i * WAITER_GFNS, STORED);
+    de_client_vcpu_free(vcpu);
+    finish();
+    printf("no frame free, %s: who needs none waits for none\n", by_signal ? "SIGSEGV" : "userfaultfd");
+}
+
 static void go_on(void)
 {
     CHECK_EQ(write(device_input, "x", 1), 1);
@@ -511,12 +545,14 @@ int main(int argc, char **argv)
         CHECK_EQ(run("3000", 2, "mixed", false), 0);
         test_lost_write();
         test_no_frame(false);
+        test_waiting(false);
         test_unmapping(false);
         test_most_mappings(false);
     } else {
         puts("no userfaultfd here: faults come as SIGSEGV alone");
     }
     test_no_frame(true);
+    test_waiting(true);
     test_unmapping(true);
     test_most_mappings(true);
     CHECK_EQ(run("1000", 1, "mixed", true), 0);
