@@ -233,7 +233,17 @@ static void swap_out(struct world *world, struct place *place, const struct de_s
     count_results(world, &batch);
 }
 
-/* `diffengine release`. Nothing of a released domain is out, whoever else does what. */
+/* Nothing of a domain that the pager has nothing to do with any more is out. */
+static void check_nothing_out(struct world *world, struct place *place, uint32_t tenancy)
+{
+    struct de_domain_accounting accounting;
+    int error = de_machine_domain_account(world->machine, place->id, &accounting);
+    if (!error && place->tenancy == tenancy && (accounting.paged || accounting.nominated))
+        WORLD_FAIL(world, "domain %u was given up, but %llu pages are out and %llu nominated", place->id,
+                   (unsigned long long)accounting.paged, (unsigned long long)accounting.nominated);
+}
+
+/* `diffengine release`. Whoever else does what. */
 static void release(struct world *world, struct place *place)
 {
     uint32_t tenancy = place->tenancy;
@@ -247,11 +257,24 @@ static void release(struct world *world, struct place *place)
     place->known = false;
     place->tables++;
     world->result.domains_released++;
-    struct de_domain_accounting accounting;
-    int error = de_machine_domain_account(world->machine, place->id, &accounting);
-    if (!error && place->tenancy == tenancy && (accounting.paged || accounting.nominated))
-        WORLD_FAIL(world, "domain %u was released, but %llu pages are out and %llu nominated", place->id,
-                   (unsigned long long)accounting.paged, (unsigned long long)accounting.nominated);
+    check_nothing_out(world, place, tenancy);
+}
+
+/* A live domain is removed as one that went: refused, if something of it is out or watched. */
+static void give_up(struct world *world, struct place *place, const struct de_simulation_step *step)
+{
+    uint32_t tenancy = place->tenancy;
+    if (step->argument & 2)
+        de_pager_restore(world->pager, place->id);
+    if (step->argument & 4)
+        watch(world, place, step);
+    if (place->tenancy != tenancy || place->leaving ||
+        de_pager_remove_domain(world->pager, place->id) != DE_OK || place->tenancy != tenancy ||
+        place->leaving)
+        return;
+    place->known = false;
+    place->tables++;
+    check_nothing_out(world, place, tenancy);
 }
 
 static void propose(struct world *world, const struct de_simulation_step *step)
@@ -283,7 +306,11 @@ static void propose(struct world *world, const struct de_simulation_step *step)
         swap_out(world, place, step);
         break;
     case DE_SIMULATE_RELEASE_DOMAIN:
-        if (place->id && place->known && !place->leaving && place->request == REQUEST_NONE)
+        if (!place->id || !place->known || place->leaving || place->request != REQUEST_NONE)
+            break;
+        if (step->argument & 1)
+            give_up(world, place, step);
+        else
             release(world, place);
         break;
     default:

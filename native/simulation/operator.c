@@ -9,6 +9,10 @@
 #define HOG_NS 4000000u
 #define POLL_NS 20000u
 #define MOST_CLAIMED 8u
+/** How long a death waits for a moment when a page is in the middle of something. */
+#define MOMENT_CHANGES 500u
+/** How long there may be no pager. */
+#define GAP_NS 300000u
 /** A hostile guest whose vCPUs all wait for so long has hurt itself, and is destroyed. */
 #define HOSTILE_IDLE_TICKS 40u
 
@@ -68,12 +72,17 @@ static void tell(struct place *place)
     place->unheard = false;
 }
 
-static void clear_out(struct place *place)
+static void destroy(struct place *place)
 {
-    struct world *world = place->world;
     place->leaving = true;
     note_departure(place);
-    de_machine_domain_destroy(world->machine, place->id);
+    de_machine_domain_destroy(place->world->machine, place->id);
+}
+
+/* It is destroyed: wait for those who were at it. */
+static void clear_away(struct place *place)
+{
+    struct world *world = place->world;
     WAIT_UNTIL(world, place->guests == 0 && place->users == 0);
     host_detach(place);
     /* Or it has to find out when the id is another domain's; in the end there will be none. */
@@ -85,6 +94,12 @@ static void clear_out(struct place *place)
     place->known = false;
     place->id = 0;
     world->result.domains_destroyed++;
+}
+
+static void clear_out(struct place *place)
+{
+    destroy(place);
+    clear_away(place);
 }
 
 static void kick(struct place *place)
@@ -153,14 +168,20 @@ static void claim(struct world *world, uint32_t argument)
     de_machine_domain_destroy(world->machine, id);
 }
 
+static void await_moment(struct world *world)
+{
+    if (random_below(&world->operator.random, 2) == 0)
+        return;
+    for (unsigned i = 0; i < MOMENT_CHANGES && world->pager_ready && !audit_between(world); i++)
+        scheduler_yield(world->scheduler);
+}
+
 /*
  * kill -9, wherever its threads are; what they asked of the hypervisor is still carried out, and what they
- * had mapped is unmapped. Then the next one.
+ * had mapped is unmapped.
  */
-static void crash(struct world *world)
+static void kill_pager(struct world *world)
 {
-    if (!world->pager_running)
-        return;
     world->pager_ready = false;
     if (world->pager) {
         daemon_add_statistics(world);
@@ -177,8 +198,24 @@ static void crash(struct world *world)
     world->store = NULL;
     cache_forget(world);
     world->result.pager_crashes++;
+}
+
+/* And the next one; now and then a domain goes before that. */
+static void crash(struct world *world, struct place *place)
+{
+    if (!world->pager_running)
+        return;
+    await_moment(world);
+    kill_pager(world);
+    bool goes = place->id && random_below(&world->operator.random, 4) == 0;
+    if (goes) {
+        scheduler_sleep(world->scheduler, random_below(&world->operator.random, GAP_NS));
+        destroy(place);
+    }
     if (!scheduler_spawn(world->scheduler, PROCESS_PAGER, "daemon", daemon_run, world))
         WORLD_FAIL(world, "no fiber for another pager");
+    if (goes)
+        clear_away(place);
 }
 
 static void act(struct world *world, const struct de_simulation_step *step)
@@ -200,7 +237,7 @@ static void act(struct world *world, const struct de_simulation_step *step)
             settle_in(place);
         break;
     case DE_SIMULATE_CRASH:
-        crash(world);
+        crash(world, place);
         break;
     case DE_SIMULATE_CLAIM:
         claim(world, step->argument);
