@@ -10,7 +10,9 @@
 #include <setjmp.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 /* The dead are left lying about. */
 const char *__asan_default_options(void);
@@ -100,7 +102,19 @@ MORTAL_STORE(create, (void *c, const struct de_uuid *uuid, uint64_t gfns, uint64
 MORTAL_STORE(find, (void *c, const struct de_uuid *uuid, uint16_t *id), (c, uuid, id))
 MORTAL_STORE(populate, (void *c, uint16_t id, uint32_t gfn), (c, id, gfn))
 MORTAL_STORE(depopulate, (void *c, uint16_t id, const uint32_t *gfns, size_t count), (c, id, gfns, count))
-MORTAL_STORE(map_added, (void *c, uint16_t id, uint32_t gfn, uint8_t *address), (c, id, gfn, address))
+
+enum { FORMER = 0xee };
+static bool dirty_frames; /**< what the hypervisor gives was somebody else's, and looks like it */
+
+static int store_map_added(void *c, uint16_t id, uint32_t gfn, uint8_t *address)
+{
+    step();
+    int result = real.operations->store_domain->map_added(c, id, gfn, address);
+    if (!result && dirty_frames)
+        memset(address, FORMER, DE_PAGE_SIZE);
+    step();
+    return result;
+}
 
 /* Windows that the pager has open: its end closes them. */
 static unsigned windows;
@@ -185,6 +199,37 @@ static ssize_t disk_write(void *context, int fd, const void *buffer, size_t byte
     ssize_t written = pwrite(fd, buffer, bytes, offset);
     step();
     return written;
+}
+
+/* Files of the state directory change, too: store, page tables, hold tables. */
+
+static bool is_state(int fd)
+{
+    char link[32], path[128];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path);
+    return length > (ssize_t)strlen(directory) && !memcmp(path, directory, strlen(directory));
+}
+
+static int change_file(int fd, int mode, off_t offset, off_t bytes)
+{
+    bool counts = is_state(fd);
+    if (counts)
+        step();
+    int result = (int)syscall(SYS_fallocate, fd, mode, offset, bytes);
+    if (counts)
+        step();
+    return result;
+}
+
+int posix_fallocate(int fd, off_t offset, off_t bytes)
+{
+    return change_file(fd, 0, offset, bytes) ? errno : 0;
+}
+
+int fallocate(int fd, int mode, off_t offset, off_t bytes)
+{
+    return change_file(fd, mode, offset, bytes);
 }
 
 static const struct de_swap_disk disk = {.read = disk_read, .write = disk_write};
@@ -409,6 +454,113 @@ static void release_again(void)
     CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
 }
 
+static void add_and_evict(void)
+{
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    uint32_t object = put_filled(de_pager_store(pager), KEY);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(de_pager_store(pager), object), DE_OK);
+}
+
+/* Removed as if it went, which is refused as long as something of it is out or watched; and added again. */
+static void remove_scenario(void)
+{
+    add_and_evict();
+    CHECK_EQ(watch(domain, 3), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_BUSY);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    nothing_is_out();
+    add_and_evict();
+}
+
+static void remove_again(void)
+{
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    nothing_is_out();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+}
+
+/* Objects of pages that are out move, because others beside them go. */
+static void compact_scenario(void)
+{
+    enum { OUT = 6, OTHERS = 4 };
+    struct de_store *store = de_pager_store(pager);
+    uint32_t others[OUT * OTHERS];
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    for (uint32_t i = 0; i < OUT * OTHERS; i++) {
+        others[i] = put_filled(store, 2 * KEY + i);
+        uint32_t gfn = i / OTHERS;
+        if (i % OTHERS || gfn == 1)
+            continue;
+        uint32_t object = put_filled(store, KEY + gfn);
+        CHECK_EQ(evict(domain, gfn, object), DE_PROPOSAL_DONE);
+        CHECK_EQ(de_store_release(store, object), DE_OK);
+    }
+    for (uint32_t i = 0; i < OUT * OTHERS; i++)
+        CHECK_EQ(de_store_release(store, others[i]), DE_OK);
+    CHECK(de_store_compact(store) > 0 || in_store_domain);
+    check_page(domain, 5, KEY + 5);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+}
+
+static void compact_again(void)
+{
+    de_store_compact(de_pager_store(pager));
+}
+
+static void holds_path(uint16_t id, char *path, size_t capacity)
+{
+    snprintf(path, capacity, "%s/holds-%u", directory, id);
+}
+
+/* The device model of a domain: it lives on. */
+static struct de_holds *device;
+static bool device_holds; /**< gfn 6 */
+
+static void attach_device(void)
+{
+    char path[128];
+    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    holds_path(domain, path, sizeof path);
+    de_holds_close(device);
+    CHECK_EQ(de_holds_attach(path, &device), DE_OK);
+}
+
+static int evict_filled(uint32_t gfn)
+{
+    uint32_t object = put_filled(de_pager_store(pager), KEY + gfn);
+    int result = evict(domain, gfn, object);
+    CHECK_EQ(de_store_release(de_pager_store(pager), object), DE_OK);
+    return result;
+}
+
+static void device_scenario(void)
+{
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    attach_device();
+    CHECK_EQ(de_holds_take(device, 6), DE_OK);
+    device_holds = true;
+    CHECK_EQ(evict_filled(0), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict_filled(6), DE_PROPOSAL_HELD);
+    device_holds = false;
+    de_holds_drop(device, 6);
+    CHECK_EQ(evict_filled(6), DE_PROPOSAL_DONE);
+}
+
+/* What it holds is held still; and one that is started anew gets the table. */
+static void device_again(void)
+{
+    if (device_holds)
+        CHECK_EQ(evict_filled(6), DE_PROPOSAL_HELD);
+    attach_device();
+    CHECK_EQ(de_holds_take(device, 3), DE_OK);
+    CHECK_EQ(evict_filled(3), DE_PROPOSAL_HELD);
+    de_holds_drop(device, 3);
+    CHECK_EQ(evict_filled(3), DE_PROPOSAL_DONE);
+}
+
 /* What the guest sees in the end, whoever served it; nothing is left over anywhere. */
 static void check_all(void)
 {
@@ -454,6 +606,9 @@ static void check_all(void)
 
 static void finish(void)
 {
+    de_holds_close(device);
+    device = NULL;
+    device_holds = false;
     de_vcpu_free(balloon);
     CHECK_EQ(de_machine_domain_destroy(machine, domain), 0);
     de_pager_free(pager);
@@ -527,6 +682,12 @@ static void test_death_at_each_step(void)
     die_at_each_step(&(struct life){.scenario = scenario, .least_deaths = 110});
     die_at_each_step(
         &(struct life){.scenario = release_scenario, .afterwards = release_again, .least_deaths = 80});
+    die_at_each_step(
+        &(struct life){.scenario = remove_scenario, .afterwards = remove_again, .least_deaths = 40});
+    die_at_each_step(
+        &(struct life){.scenario = compact_scenario, .afterwards = compact_again, .least_deaths = 40});
+    die_at_each_step(
+        &(struct life){.scenario = device_scenario, .afterwards = device_again, .least_deaths = 40});
 }
 
 /* Leaving on purpose is a death in good order. */
@@ -564,11 +725,6 @@ static void test_leave(void)
     check_page(domain, 0, KEY);
     check_all();
     finish();
-}
-
-static void holds_path(uint16_t id, char *path, size_t capacity)
-{
-    snprintf(path, capacity, "%s/holds-%u", directory, id);
 }
 
 /* A table of this name, with nothing in it. */
@@ -913,6 +1069,62 @@ static void test_store_domain_keeps_secrets(void)
     finish();
 }
 
+static unsigned frames_as_before(void)
+{
+    enum { LOOK = 4096 };
+    static uint32_t gfns[LOOK];
+    static uint8_t *pages[LOOK];
+    static int32_t errors[LOOK];
+    uint8_t former[64];
+    unsigned found = 0;
+    memset(former, FORMER, sizeof former);
+    for (uint32_t gfn = 0; gfn < LOOK; gfn++)
+        gfns[gfn] = gfn;
+    CHECK(de_machine_map(machine, store_domain_id(), false, gfns, LOOK, pages, errors) > 0);
+    for (uint32_t gfn = 0; gfn < LOOK; gfn++)
+        found += pages[gfn] && memmem(pages[gfn], DE_PAGE_SIZE, former, sizeof former);
+    de_machine_unmap(machine, (const uint8_t *const *)pages, LOOK);
+    return found;
+}
+
+/* What a frame held before it is the store's could look like objects; whenever the pager dies, its successor
+ * finds none of it. */
+static void test_store_domain_wipes_frames(void)
+{
+    static uint32_t objects[3];
+    static bool lived;
+    start();
+    make_directory();
+    make_scenario();
+    dirty_frames = true;
+    open_pager();
+    CHECK_EQ(de_pager_add_domain(pager, domain, GFNS), DE_OK);
+    CHECK_EQ(frames_as_before(), 0);
+    lived = false;
+    for (steps_done = 0; !lived;) {
+        long next = steps_done + 1;
+        if (setjmp(death) == 0) {
+            steps_done = 0;
+            steps_left = next;
+            for (uint32_t i = 0; i < 3; i++)
+                objects[i] = put_filled(de_pager_store(pager), 6000 + i);
+            steps_left = 0;
+            lived = true;
+        } else {
+            long died_at = steps_done;
+            bury();
+            open_pager();
+            steps_done = died_at;
+        }
+        CHECK_EQ(frames_as_before(), 0);
+    }
+    dirty_frames = false;
+    for (uint32_t i = 0; i < 3; i++)
+        CHECK_EQ(de_store_release(de_pager_store(pager), objects[i]), DE_OK);
+    check_all();
+    finish();
+}
+
 /* The settings are for a new store: one that pages need stays where it is; one that none needs goes. */
 static void test_store_moves_when_nothing_is_out(void)
 {
@@ -991,6 +1203,7 @@ static void test_store_domain(void)
     test_leave();
     test_store_domain_grows_and_shrinks();
     test_store_domain_keeps_secrets();
+    test_store_domain_wipes_frames();
     test_store_moves_when_nothing_is_out();
     test_store_domain_destroyed();
     test_no_store_domain_to_be_had();
