@@ -7,8 +7,9 @@
  * claim goes. Entries that were in between (evicting, loading) are settled by asking the hypervisor. Last
  * come the events that were taken and not answered.
  */
-#include "store_domain.h"
 #include "swap_in.h"
+
+#include "../store/store_domain.h"
 
 #include <diffengine/status.h>
 #include <dirent.h>

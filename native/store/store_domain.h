@@ -8,8 +8,8 @@
  * written before what it tells of is done. Frames are mapped one by one as they are made, in windows of a
  * chunk, and given back by whole chunks: Linux lets a window be unmapped as a whole only.
  */
-#ifndef DIFFENGINE_PAGER_STORE_DOMAIN_H
-#define DIFFENGINE_PAGER_STORE_DOMAIN_H
+#ifndef DIFFENGINE_STORE_STORE_DOMAIN_H
+#define DIFFENGINE_STORE_STORE_DOMAIN_H
 
 #include <diffengine/hypervisor.h>
 #include <diffengine/store_memory.h>
