@@ -22,6 +22,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "../core/latency.h"
 #include "table.h"
 
 #define RETIRED_CAPACITY 65536u
@@ -97,10 +98,6 @@ enum pager_counter {
     COUNT_SWAP_INS,
     COUNT_SWAP_OUTS,
     COUNTERS
-};
-
-struct atomic_latency {
-    _Atomic(uint64_t) counts[DE_LATENCY_BUCKETS];
 };
 
 struct de_pager {
@@ -185,10 +182,6 @@ int pager_adopt(struct de_pager *pager, uint16_t id, const struct table *table, 
 void pager_unmake(struct de_pager *pager);
 /** The domain in a place of the list, held; NULL: none. */
 struct pager_domain *pager_domain_at(struct de_pager *pager, size_t index);
-
-/* latency.c */
-void latency_add(struct atomic_latency *latency, uint64_t ns);
-void latency_read(const struct atomic_latency *latency, struct de_latency *copy);
 
 /** What the hold table says of a page, if there is one. */
 static inline void pager_note(struct pager_domain *domain, uint32_t gfn, enum de_holds_hint hint, bool now)

@@ -75,18 +75,25 @@ static bool load_watched(struct de_pager *pager, struct pager_domain *domain, ui
     }
 }
 
+static void unclaim(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, struct entry claimed,
+                    enum de_page_state from)
+{
+    struct entry back = claimed;
+    back.state = from;
+    entry_change(pager, domain, gfn, claimed, back);
+}
+
 /* What a claimed entry becomes after the hypercall. */
 static enum loaded settle(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
                           struct entry claimed, enum de_page_state from, int error)
 {
-    struct entry back = claimed;
-    back.state = from;
     /* ENOENT while evicting says nothing: it may be nominated still, so the step stays the proposer's. */
-    bool resident = error == 0 || (error == -ENOENT && from == DE_PAGE_EVICTED);
-    entry_change(pager, domain, gfn, claimed, resident ? entry_resident(claimed) : back);
-    if (resident) {
+    if (error == 0 || (error == -ENOENT && from == DE_PAGE_EVICTED)) {
+        entry_change(pager, domain, gfn, claimed, entry_resident(claimed));
         pager_note(domain, gfn, DE_HOLDS_OUT, false);
         pager_retire(pager, claimed.object);
+    } else {
+        unclaim(pager, domain, gfn, claimed, from);
     }
     switch (error) {
     case 0:
@@ -102,14 +109,6 @@ static enum loaded settle(struct de_pager *pager, struct pager_domain *domain, u
         pager_halt(pager, domain, gfn, "the hypervisor refused to load it");
         return LOAD_FAILED;
     }
-}
-
-static void unclaim(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn, struct entry claimed,
-                    enum de_page_state from)
-{
-    struct entry back = claimed;
-    back.state = from;
-    entry_change(pager, domain, gfn, claimed, back);
 }
 
 static enum loaded fail(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,

@@ -186,23 +186,10 @@ static int evict(struct de_pager *pager, struct place place, uint32_t object)
     return result;
 }
 
-void de_pager_watch(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
-                    int32_t *results)
-{
-    pthread_mutex_lock(&pager->proposals);
-    for (size_t i = 0; i < count; i++) {
-        struct place place;
-        struct entry watched;
-        results[i] = find_place(pager, domains[i], gfns[i], &place);
-        if (!results[i])
-            results[i] = check_device_model(place);
-        if (!results[i])
-            results[i] = watch(pager, place, &watched);
-    }
-    pthread_mutex_unlock(&pager->proposals);
-}
+/* One page of a batch. @param object If the proposal names one. @return enum de_proposal. */
+typedef int carry_out(struct de_pager *pager, struct place place, uint32_t object);
 
-void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns,
+static void propose(struct de_pager *pager, carry_out *step, const uint16_t *domains, const uint32_t *gfns,
                     const uint32_t *objects, size_t count, int32_t *results)
 {
     pthread_mutex_lock(&pager->proposals);
@@ -210,9 +197,29 @@ void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint3
         struct place place;
         results[i] = find_place(pager, domains[i], gfns[i], &place);
         if (!results[i])
-            results[i] = evict(pager, place, objects[i]);
+            results[i] = step(pager, place, objects ? objects[i] : DE_NONE);
     }
     pthread_mutex_unlock(&pager->proposals);
+}
+
+static int watch_page(struct de_pager *pager, struct place place, uint32_t object)
+{
+    struct entry watched;
+    (void)object;
+    int result = check_device_model(place);
+    return result ? result : watch(pager, place, &watched);
+}
+
+void de_pager_watch(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
+                    int32_t *results)
+{
+    propose(pager, watch_page, domains, gfns, NULL, count, results);
+}
+
+void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns,
+                    const uint32_t *objects, size_t count, int32_t *results)
+{
+    propose(pager, evict, domains, gfns, objects, count, results);
 }
 
 static int share_error(int error)
@@ -300,19 +307,19 @@ void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, cons
     pthread_mutex_unlock(&pager->proposals);
 }
 
+static int unshare_page(struct de_pager *pager, struct place place, uint32_t object)
+{
+    (void)object;
+    int result = frame_error(HYPERCALL(pager, unshare, place.domain->id, place.gfn));
+    if (!result)
+        pager_note(place.domain, place.gfn, DE_HOLDS_SHARED, false);
+    return result;
+}
+
 void de_pager_unshare(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
                       int32_t *results)
 {
-    pthread_mutex_lock(&pager->proposals);
-    for (size_t i = 0; i < count; i++) {
-        struct place place;
-        results[i] = find_place(pager, domains[i], gfns[i], &place);
-        if (!results[i])
-            results[i] = frame_error(HYPERCALL(pager, unshare, domains[i], gfns[i]));
-        if (!results[i])
-            pager_note(place.domain, place.gfn, DE_HOLDS_SHARED, false);
-    }
-    pthread_mutex_unlock(&pager->proposals);
+    propose(pager, unshare_page, domains, gfns, NULL, count, results);
 }
 
 static int swap_error(int status)

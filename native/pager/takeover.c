@@ -9,7 +9,7 @@
  */
 #include "swap_in.h"
 
-#include "../store/store_domain.h"
+#include "../store/place.h"
 
 #include <diffengine/status.h>
 #include <dirent.h>
@@ -22,7 +22,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STORE_NAME "store"
 #define LOCK_NAME "lock"
 #define KEY_NAME "swap-key"
 #define PATH_BYTES 4096
@@ -73,112 +72,49 @@ static int open_directory(struct opening *opening)
     return refuse(opening, DE_SYSTEM, "%s/" LOCK_NAME ": %s", path, strerror(errno));
 }
 
-static bool is_table(const struct dirent *found, uint16_t *domain)
+/* Until @p visit gives something else than DE_OK, which is the result. */
+static int for_each_table(struct opening *opening, int (*visit)(struct opening *opening, uint16_t domain))
 {
-    return table_name_domain(found->d_name, domain);
-}
-
-static DIR *list(const struct opening *opening)
-{
+    int status = DE_OK;
+    uint16_t domain;
     int fd = openat(opening->directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *directory = fd < 0 ? NULL : fdopendir(fd);
     if (fd >= 0 && !directory)
         close(fd);
-    return directory;
-}
-
-static bool has_tables(const struct opening *opening)
-{
-    bool found = false;
-    uint16_t domain;
-    DIR *directory = list(opening);
-    for (struct dirent *entry; directory && !found && (entry = readdir(directory));)
-        found = is_table(entry, &domain);
-    if (directory)
-        closedir(directory);
-    return found;
-}
-
-/* Nothing is in the old store, wherever it lies. */
-static void remove_store(int directory, const struct de_hypervisor *hypervisor)
-{
-    unlinkat(directory, STORE_NAME, 0);
-    store_domain_remove(hypervisor, directory);
-}
-
-static int open_old_file(const struct opening *opening, struct de_store **store)
-{
-    int fd = openat(opening->directory, STORE_NAME, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return errno == ENOENT ? DE_NOT_FOUND : DE_SYSTEM;
-    int status = de_store_open(fd, store);
-    if (status != DE_OK)
-        close(fd);
+    if (!directory)
+        return refuse(opening, DE_SYSTEM, "%s: %s", opening->state->directory, strerror(errno));
+    for (struct dirent *entry; status == DE_OK && (entry = readdir(directory));)
+        if (table_name_domain(entry->d_name, &domain))
+            status = visit(opening, domain);
+    closedir(directory);
     return status;
 }
 
-static int open_old_domain(const struct opening *opening, struct de_store **store)
+static int is_there(struct opening *opening, uint16_t domain)
 {
-    struct de_store_memory memory;
-    int status = store_domain_open(opening->hypervisor, opening->directory, &memory);
-    if (status != DE_OK)
-        return status;
-    status = de_store_open_in(&memory, store);
-    if (status != DE_OK) {
-        int error = errno;
-        memory.operations->leave(memory.context);
-        errno = error;
-    }
-    return status;
+    (void)opening;
+    (void)domain;
+    return DE_BUSY;
 }
 
-static int create_store(const struct opening *opening, const char *path, struct de_store **store)
-{
-    struct de_store_memory memory;
-    if (!opening->state->store_domain)
-        return de_store_create(path, opening->state->store_bytes, store);
-    int status =
-        store_domain_create(opening->hypervisor, opening->directory, opening->state->store_bytes, &memory);
-    if (status == DE_OK)
-        status = de_store_create_in(&memory, opening->state->store_bytes, store);
-    else
-        return status;
-    if (status != DE_OK) {
-        int error = errno;
-        memory.operations->leave(memory.context);
-        remove_store(opening->directory, opening->hypervisor);
-        errno = error;
-    }
-    return status;
-}
-
-/* Pages that are out need the store that is there, whatever the settings say; else one that is of the other
- * kind, or none yet, of a pager that died when it made it, counts as absent. */
 static int open_store(struct opening *opening)
 {
-    char path[PATH_BYTES];
-    bool in_domain = store_domain_recorded(opening->directory), needed = has_tables(opening);
-    snprintf(path, sizeof path, "%s/%s", opening->state->directory,
-             in_domain ? STORE_DOMAIN_NAME : STORE_NAME);
-    int status =
-        in_domain ? open_old_domain(opening, &opening->store) : open_old_file(opening, &opening->store);
-    if (status == DE_OK && !needed && in_domain != opening->state->store_domain) {
-        de_store_close(opening->store);
-        opening->store = NULL;
-        status = DE_CORRUPT;
-    }
-    if (status == DE_NOT_FOUND || (status == DE_CORRUPT && !needed)) {
-        remove_store(opening->directory, opening->hypervisor);
-        snprintf(path, sizeof path, "%s/%s", opening->state->directory,
-                 opening->state->store_domain ? STORE_DOMAIN_NAME : STORE_NAME);
-        status = create_store(opening, path, &opening->store);
-    }
+    const struct store_place place = {
+        .directory = opening->directory,
+        .path = opening->state->directory,
+        .hypervisor = opening->hypervisor,
+        .max_bytes = opening->state->store_bytes,
+        .in_domain = opening->state->store_domain,
+    };
+    const char *name;
+    bool needed = for_each_table(opening, is_there) != DE_OK;
+    int status = store_place_open(&place, needed, &opening->store, &name);
     if (status == DE_OK)
         return DE_OK;
-    if (status == DE_INVALID)
-        return refuse(opening, status, "%s: this hypervisor has no store domain", path);
-    return refuse(opening, status, "%s: %s", path,
-                  status == DE_SYSTEM || status == DE_FULL ? strerror(errno) : de_status_text(status));
+    opening->store = NULL;
+    const char *why = status == DE_SYSTEM || status == DE_FULL ? strerror(errno) : de_status_text(status);
+    return refuse(opening, status, "%s/%s: %s", place.path, name,
+                  status == DE_INVALID ? "this hypervisor has no store domain" : why);
 }
 
 static int open_swap(struct opening *opening)
@@ -383,20 +319,6 @@ static int take_domain(struct opening *opening, uint16_t id)
                                                : refuse_domain(opening, id, error);
 }
 
-static int take_domains(struct opening *opening)
-{
-    int status = DE_OK;
-    uint16_t domain;
-    DIR *directory = list(opening);
-    if (!directory)
-        return refuse(opening, DE_SYSTEM, "%s: %s", opening->state->directory, strerror(errno));
-    for (struct dirent *entry; status == DE_OK && (entry = readdir(directory));)
-        if (is_table(entry, &domain))
-            status = take_domain(opening, domain);
-    closedir(directory);
-    return status;
-}
-
 static int make_pager(struct opening *opening, const struct de_hypervisor *hypervisor)
 {
     int status = de_pager_create(opening->store, hypervisor, &opening->pager);
@@ -407,7 +329,7 @@ static int make_pager(struct opening *opening, const struct de_hypervisor *hyper
             status = de_pager_attach_swap(opening->pager, opening->swap);
     }
     if (status == DE_OK)
-        status = take_domains(opening);
+        status = for_each_table(opening, take_domain);
     else
         refuse(opening, status, "making the pager: %s", de_status_text(status));
     if (status != DE_OK)
@@ -481,7 +403,7 @@ void de_pager_leave(struct de_pager *pager)
     de_store_close(store);
     /* A domain that nobody needs would stand in the way of a host that shuts down. */
     if (unused)
-        store_domain_remove(&hypervisor, directory);
+        store_place_remove(directory, &hypervisor);
     close_state(directory, lock, NULL, swap);
 }
 
@@ -489,7 +411,6 @@ void pager_remove_state(struct de_pager *pager)
 {
     if (!pager->owns_state)
         return;
-    unlinkat(pager->directory, STORE_NAME, 0);
     unlinkat(pager->directory, KEY_NAME, 0);
     unlinkat(pager->directory, LOCK_NAME, 0);
 }

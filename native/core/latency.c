@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "internal.h"
+#include "latency.h"
 
 /* Values below 16 ns have a bucket each; above, the top five bits choose it (the idea of HdrHistogram). */
 static size_t bucket(uint64_t ns)
