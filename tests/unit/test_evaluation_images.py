@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 
 from diffengine.evaluation.setting import SettingError, read_corpus
+from diffengine.evaluation.simulating import stand_ins
+
+
+def write_images(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(bytes(4096))
 
 
 def corpus_of(folder: Path, *names: str) -> list[list[str]]:
-    for name in names:
-        (folder / name).write_bytes(bytes(4096))
+    write_images(folder, *names)
     return [[image.name for image in subset.images] for subset in read_corpus([folder]).subsets]
 
 
@@ -24,6 +29,16 @@ def test_alike_are_of_one_release_and_unlike_of_two(tmp_path: Path) -> None:
 
 def test_two_workloads_are_not_alike(tmp_path: Path) -> None:
     assert corpus_of(tmp_path, "d12a-idle.raw", "d12b-work.raw") == []
+
+
+def test_the_mixes_are_made_of_different_guests(tmp_path: Path) -> None:
+    write_images(tmp_path, "d12a-idle.raw", "d12b-idle.raw", "d13a-idle.raw")
+    mixes = {name: sorted(image.name for image in mix) for name, mix in stand_ins(read_corpus([tmp_path])).items()}
+    assert mixes == {
+        "homogeneous": ["d12a-idle", "d12a-idle", "d12b-idle", "d12b-idle"],
+        "MIXED-1": ["d12a-idle", "d12b-idle", "d13a-idle"],
+        "MIXED-2": ["d12a-idle", "d13a-idle"],
+    }
 
 
 def test_a_folder_without_images_says_how_they_are_named(tmp_path: Path) -> None:

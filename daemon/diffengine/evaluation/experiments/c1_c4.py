@@ -13,7 +13,7 @@ from diffengine.evaluation.texts import percent
 
 POLICIES = ("default", "compress-first", "aggressive")
 COLOURS = dict(zip(POLICIES, (drawing.BLUE, drawing.GREEN, drawing.RED), strict=True))
-DURATION_S = {True: 180.0, False: 360.0}
+DURATION_S = {True: 180.0, False: 300.0}
 # A tenth of the memory is written for a minute, then another tenth.
 WINDOW, INTERVAL_S, STAYS = 0.1, 15.0, 4
 

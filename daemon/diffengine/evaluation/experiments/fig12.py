@@ -31,7 +31,7 @@ HOST_IN_GUESTS = 2800 / 650
 PAPERS_GUESTS, PAPERS_BEST = 4, 6
 PAPERS_GAIN = paper.FIGURE_12[PAPERS_BEST] / paper.FIGURE_12[PAPERS_GUESTS]
 COUNTS = {True: (4, 6, 8, 10), False: (4, 5, 6, 7, 8, 9, 10)}
-DURATION_S = {True: 40.0, False: 150.0}
+DURATION_S = {True: 40.0, False: 100.0}
 OPERATIONS_PER_S = 400.0
 # A guest that serves requests uses more of its memory than an idle one.
 WORKING_SET, ZIPF, WRITES = 0.6, 0.3, 0.3
@@ -241,7 +241,7 @@ EXPERIMENT = Experiment(
     "stands still). The engine is held to memory for 4.3 guests, as in the paper: what is above goes to a hard disk. "
     "All guests are there from the start, in memory that is taken away as the engine frees it; only the second half "
     "of the run counts. Where what the default policy keeps does not fit, pages in use have to go, too (policy "
-    "aggressive).",
+    f"aggressive). {simulating.FEW_IMAGES}",
     basis=Basis.VIRTUAL,
     plan=plan,
     conclude=conclude,

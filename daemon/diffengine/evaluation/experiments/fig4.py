@@ -22,11 +22,11 @@ from diffengine.evaluation.texts import percent
 
 POLICIES = ("default", "compress-first", "aggressive")
 COLOURS = dict(zip(POLICIES, (drawing.BLUE, drawing.GREEN, drawing.RED), strict=True))
-DURATION_S = {True: 180.0, False: 450.0}
+DURATION_S = {True: 180.0, False: 400.0}
 
 
 def plan(setting: Setting) -> list[Step]:
-    images = simulating.stand_ins(setting.guests)["homogeneous"][:3]
+    images = simulating.stand_ins(setting.guests)["homogeneous"][:2]
     duration_s = DURATION_S[setting.quick]
     steps = []
     for policy in POLICIES:
@@ -116,7 +116,7 @@ EXPERIMENT = Experiment(
     name="fig4",
     title="Figure 4: lifetime of evicted pages",
     question="How long do patched and compressed pages stay untouched, under the default policy and under others?",
-    method="Three guests that are alike write as the recorded dump series did and read a working set of a tenth of "
+    method="Two guests that are alike write as the recorded dump series did and read a working set of a tenth of "
     "their "
     "non-zero pages. Whether each page is out is looked at once a second of virtual time; pages that are out "
     "at the end count "

@@ -11,7 +11,7 @@ from diffengine.evaluation.setting import Setting
 from diffengine.evaluation.texts import percent
 
 GUESTS = (1, 2, 4, 6)
-DURATION_S = {True: 120.0, False: 180.0}
+DURATION_S = {True: 120.0, False: 150.0}
 OPERATIONS_PER_S = 2000.0
 # A policy that does nothing: what the guests do when nobody is at work.
 NOTHING = "nothing"
@@ -139,8 +139,8 @@ EXPERIMENT = Experiment(
     question="How much is saved, and by which technique, as equal guests are added, and what happens to throughput and "
     "response time?",
     method="Guests of one release, each with a working set of a tenth of its non-zero pages and 2,000 operations a "
-    "second (a "
-    "page read, or a tenth of the time written). Each number of guests runs twice, with the engine and without.",
+    f"second (a page read, or a tenth of the time written). {simulating.FEW_IMAGES} Each number of guests runs twice, "
+    "with the engine and without.",
     basis=Basis.VIRTUAL,
     plan=plan,
     conclude=conclude,

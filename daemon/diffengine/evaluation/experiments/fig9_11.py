@@ -248,14 +248,11 @@ EXPERIMENT = Experiment(
     question="How much more than ESX-style sharing do all techniques save, over the whole run and at its end, between "
     "guests that are alike and guests that are not?",
     method="Guests begin with real images and write as the recorded dump series of a working Debian 12 guest did "
-    "(which "
-    "pages changed every 15 s; the bits are applied to every guest, page numbers modulo its size), reading a "
-    "working set of "
-    "a tenth of their non-zero pages. homogeneous: four guests of one release; MIXED-1 and MIXED-2: one of "
-    "each release, and "
-    "of two releases, standing in for the paper's three operating systems. Each mix runs twice: with the "
-    "default policy, "
-    "and with sharing alone (no patching, compression or swapping), as ESX did.",
+    "(which pages changed every 15 s; the bits are applied to every guest, page numbers modulo its size), reading a "
+    "working set of a tenth of their non-zero pages. homogeneous: four guests of one release; MIXED-1: three guests of "
+    "all releases there are; MIXED-2: guests of two releases. They stand in for the paper's three operating systems. "
+    f"{simulating.FEW_IMAGES} Each mix runs twice: with the default policy, and with sharing alone (no patching, "
+    "compression or swapping), as ESX did.",
     basis=Basis.VIRTUAL,
     plan=plan,
     conclude=conclude,

@@ -18,7 +18,7 @@ from diffengine.evaluation.texts import percent
 from diffengine.hypervisor.protocol import PageState
 from diffengine.simulation import Observed, Where, simulate
 
-DURATION_S = {True: 120.0, False: 300.0}
+DURATION_S = {True: 120.0, False: 240.0}
 # Pages that emulated devices read or write in a second, of a guest's hot tenth.
 IO_PAGES_PER_S = 64
 HOT = 0.1

@@ -14,7 +14,7 @@ from diffengine.evaluation.texts import percent
 PASSES = (1, 5, 20)
 # Of what one pass needs.
 MEMORY_SHARES = (1.0, 0.5, 0.2, 0.05)
-DURATION_S = {True: 150.0, False: 600.0}
+DURATION_S = {True: 150.0, False: 300.0}
 # Of the sharing table: what it holds for one content.
 BYTES_PER_PAGE = 8 / 0.875
 END_DIFFERENCE = 0.02

@@ -13,7 +13,7 @@ from diffengine.evaluation.experiment import Basis, Column, Experiment, Outcome,
 from diffengine.evaluation.setting import Setting
 from diffengine.evaluation.texts import percent
 
-DURATION_S = {True: 80.0, False: 150.0}
+DURATION_S = {True: 80.0, False: 100.0}
 MEMORY_MIB = {True: (64, 128, 256), False: (64, 128, 256, 512, 1024, 2048)}
 # Two guests, divided into so many each.
 PARTS = {True: (1, 4, 16), False: (1, 2, 4, 8, 16)}

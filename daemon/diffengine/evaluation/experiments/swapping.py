@@ -31,7 +31,7 @@ DISKS = {
     "network block device": (700.0, 30.0, 32),
     SLOWEST: (7000.0, 50.0, 1),
 }
-DURATION_S = {True: 120.0, False: 300.0}
+DURATION_S = {True: 120.0, False: 240.0}
 OPERATIONS_PER_S = 1000.0
 # Of the operations, to any page: what no policy can foresee.
 EXCURSIONS = 0.003
