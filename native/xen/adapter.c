@@ -54,11 +54,28 @@ static int paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8
                 : XEN_CALL(xen, xc_mem_paging_prep, domain, gfn);
 }
 
+#define NOMINATE_FRAMES 1024u
+
+/* nominate_page() in Xen's mem_sharing.c stops the host if it finds no memory for what it notes of a page:
+ * BUG_ON(page_make_private()), which fails whenever it is called there ("Xen BUG at mem_sharing.c:982", seen
+ * on 4.17). A frame that somebody has a claim to is none for Xen itself. Others may take frames between the
+ * question and the nomination, a superpage at a time, so it is not asked for the last ones. */
+static int room_to_nominate(struct de_xen *xen)
+{
+    xc_physinfo_t host = {.free_pages = 0};
+    int error = XEN_CALL(xen, xc_physinfo, &host);
+    if (error)
+        return error;
+    return host.free_pages >= host.outstanding_pages + NOMINATE_FRAMES ? 0 : -ENOMEM;
+}
+
 static int share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle)
 {
     struct de_xen *xen = context;
     *handle = 0;
-    int error = XEN_CALL(xen, xc_memshr_nominate_gfn, domain, gfn, handle);
+    int error = room_to_nominate(xen);
+    if (!error)
+        error = XEN_CALL(xen, xc_memshr_nominate_gfn, domain, gfn, handle);
     if (!error)
         xen_sharing_ring_enable(xen, domain);
     return error;

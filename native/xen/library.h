@@ -19,6 +19,7 @@
     F(xc_interface_open)                                                                                     \
     F(xc_interface_close)                                                                                    \
     F(xc_version)                                                                                            \
+    F(xc_physinfo)                                                                                           \
     F(xc_vm_event_get_version)                                                                               \
     F(xc_domain_getinfolist)                                                                                 \
     F(xc_domain_create)                                                                                      \

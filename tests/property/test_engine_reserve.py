@@ -171,12 +171,12 @@ def test_what_somebody_else_has_claimed_is_not_asked_for() -> None:
     with bench([text_pages(400), random_pages(50)], replace(NO_LIMITS, reserve_mib=0)) as run:
         run.sweep(16)
         assert run.pager.counters().evicted == 400
-        free, left = run.machine.memory().free, 30
+        free, left = run.machine.memory().free, 30 + 2 * run.machine.capabilities().least_unclaimed
         own = run.machine.domain_frames(run.domids[1])
         assert own and run.machine.claim(run.domids[1], own.own + free - left)
         run.engine.set_options(replace(NO_LIMITS, reserve_mib=free / PAGES_PER_MIB))
         run.sweep(1)
-        assert claimed(run) == [left, free - left]
+        assert claimed(run) == [30, free - left]
         assert "reserve_refused" not in run.engine.report().reasons
 
 
@@ -212,3 +212,24 @@ def test_claims_of_a_killed_engine_are_the_next_one_s() -> None:
         run.pager.restore(run.domids[1])
         run.sweep(1)
         assert claimed(run) == [0, 0]
+
+
+def test_a_full_host_begins_with_what_takes_no_frame_and_its_reserve_leaves_some_to_share_with() -> None:
+    cold, same = text_pages(200), random_pages(50)
+    options = replace(NO_LIMITS, policy=EVERYTHING)
+    assert options.reserve_mib * PAGES_PER_MIB > 2 * 250
+    with bench([np.concatenate([cold, same]), np.concatenate([text_pages(200, 1), same])], options) as run:
+        Hog(run).take()
+        assert run.machine.memory().free == 0
+        run.sweep(24)
+        report = run.engine.report()
+        assert report.reasons["share_no_memory"] > 0
+        assert report.pages["compressed"] == 400
+        memory = run.machine.memory()
+        assert 0 < memory.free - memory.claimed <= 100
+        # What could not be shared is watched since; touched, it is shared when it is quiet again.
+        assert [run.read_all(number) for number in (0, 1)] == [0, 0]
+        run.sweep(24)
+        pages = run.engine.report().pages
+        assert (pages["compressed"], pages["shared"]) == (400, 100)
+        assert [run.read_all(number) for number in (0, 1)] == [0, 0]

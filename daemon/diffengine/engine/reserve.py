@@ -4,6 +4,9 @@ however much other domains allocate.
 
 A claim is for what a domain may have in all (domain_set_outstanding_pages() in Xen): what is left of it shrinks with
 each page that comes back, and grows with each one that is shared or evicted. So it is looked at again and again.
+
+A frame with a claim to it is none for the hypervisor itself, which takes of the others for each page that is shared. On
+a full host these come first, or nothing could be shared until the whole reserve is there.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffengine.engine.pages import OUT, Domain, PageTable, Place, places
 from diffengine.engine.reasons import Reason, Reasons
-from diffengine.hypervisor.protocol import DomainFrames, Host
+from diffengine.hypervisor.protocol import DomainFrames, Host, HostMemory
 from diffengine.native import PAGE_BYTES
 
 NEEDS_FRAME = OUT | places(Place.SHARED)
@@ -33,8 +36,10 @@ def shares_of_reserve(needs: NDArray[np.int64], reserve: int, free: int) -> NDAr
     return result
 
 
-def is_due(claimed: int, share: int) -> bool:
-    """Is it time to change a claim of which so much is left."""
+def is_due(claimed: int, share: int, scarce: bool = False) -> bool:
+    """Is it time to change a claim of which so much is left. scarce: the host has too few frames without a claim."""
+    if scarce and claimed > share:
+        return True
     too_small = claimed < share - share // 4
     too_large = claimed > share + max(share // 4, LEAST_TRIM) or (claimed > 0 and share == 0)
     return too_small or too_large
@@ -55,6 +60,7 @@ class Reserve:
         self._table = table
         self._reasons = reasons
         self._able = host.capabilities().claims
+        self._least_unclaimed = host.capabilities().least_unclaimed
         self._claimants: set[int] = set()
         self.mib = mib
 
@@ -64,10 +70,12 @@ class Reserve:
             return
         # A domain without such pages may be under construction, and its claim the toolstack's.
         needs = {domain.domid: need for domain in self._table.domains if (need := self._need(domain))}
-        claims = self._claims(sorted(needs.keys() | self._claimants), needs)
+        memory = self._host.memory()
+        claims = self._claims(sorted(needs.keys() | self._claimants), needs, memory)
+        scarce = memory.free - memory.claimed < self._least_unclaimed
         # Those first that give something up.
         for claim in sorted(claims, key=lambda claim: claim.share - claim.frames.claimed):
-            if is_due(claim.frames.claimed, claim.share):
+            if is_due(claim.frames.claimed, claim.share, scarce):
                 # A refusal is this domain's, whoever was visited last.
                 self._reasons.begin_visit(claim.domid)
                 self._change(claim)
@@ -93,12 +101,13 @@ class Reserve:
     def _need(self, domain: Domain) -> int:
         return int(np.count_nonzero(NEEDS_FRAME[self._table.place[domain.part]]))
 
-    def _claims(self, domids: Sequence[int], needs: dict[int, int]) -> list[_Claim]:
+    def _claims(self, domids: Sequence[int], needs: dict[int, int], memory: HostMemory) -> list[_Claim]:
         found = {domid: frames for domid in domids if (frames := self._host.domain_frames(domid))}
         if not found:
             return []
-        memory = self._host.memory()
-        free = memory.free - memory.claimed + sum(frames.claimed for frames in found.values())
+        # Twice what is needed: sharing takes of it, and claims are not looked at all the time.
+        left = memory.free - memory.claimed - 2 * self._least_unclaimed
+        free = left + sum(frames.claimed for frames in found.values())
         wanted = np.array([needs.get(domid, 0) for domid in found], dtype=np.int64)
         shares = shares_of_reserve(wanted, int(self.mib * PAGES_PER_MIB), free)
         return [_Claim(domid, found[domid], share) for domid, share in zip(found, shares.tolist(), strict=True)]

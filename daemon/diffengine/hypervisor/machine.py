@@ -22,6 +22,8 @@ from diffengine.native import NATIVE, Addresses, Binding, as_addresses, readable
 
 LIST_BATCH = 256
 MOST_SHARERS: int = NATIVE.lib.DE_SHARE_MAX_GFNS
+# It needs one; claims take of them while they grow.
+LEAST_UNCLAIMED = 32
 
 
 class MachineError(DiffengineError):
@@ -107,7 +109,14 @@ class EmbeddedHost:
         return UUID(bytes=bytes(uuid.bytes)) if result == 0 else None
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(sharing=True, paging=True, claims=True, log_dirty=True, most_sharers=MOST_SHARERS)
+        return Capabilities(
+            sharing=True,
+            paging=True,
+            claims=True,
+            log_dirty=True,
+            most_sharers=MOST_SHARERS,
+            least_unclaimed=LEAST_UNCLAIMED,
+        )
 
     def domains(self) -> tuple[DomainInfo, ...]:
         """All domains of the machine, whoever made them."""

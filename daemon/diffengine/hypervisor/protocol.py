@@ -80,7 +80,8 @@ class Capabilities:
 
     sharing: live pages may share a frame (Xen: Intel only). paging: pages can be watched and evicted. claims: free
     frames can be promised to domains. log_dirty: the hypervisor tells which pages a guest wrote. most_sharers: gfns on
-    one frame, at most. Whether there is swap, the pager's counters say.
+    one frame, at most. least_unclaimed: frames that have to be free and unclaimed for pages to be shared, as the
+    hypervisor's own memory comes from those. Whether there is swap, the pager's counters say.
     """
 
     sharing: bool
@@ -88,6 +89,7 @@ class Capabilities:
     claims: bool
     log_dirty: bool
     most_sharers: int
+    least_unclaimed: int
 
 
 class Life(Enum):

@@ -159,7 +159,8 @@ struct de_hypervisor_operations {
 
     /**
      * ram_rw or logdirty -> shared (by one). Shared already: its present handle.
-     * -EINVAL: a hole, nominated, evicted or on its way in. -E2BIG: mapped. -ENOMEM: no room for metadata.
+     * -EINVAL: a hole, nominated, evicted or on its way in. -E2BIG: mapped. -ENOMEM: no room for metadata, as
+     * (almost) no frame is both free and unclaimed.
      */
     int (*share_nominate)(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle);
     /**

@@ -27,6 +27,7 @@ int xc_vm_event_get_version(void)
 }
 F(xc_interface_open)
 F(xc_interface_close)
+F(xc_physinfo)
 F(xc_domain_getinfolist)
 F(xc_domain_create)
 F(xc_domain_destroy)

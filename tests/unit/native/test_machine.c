@@ -358,7 +358,7 @@ static void test_log_dirty(void)
 /* Watched, evicted, loaded, shared and copied pages among those that are logged. */
 static void test_log_dirty_beside(void)
 {
-    start(16);
+    start(17);
     uint16_t domain = make_domain(8, 1);
     CHECK_EQ(HV(paging_enable, domain), 0);
     CHECK_EQ(de_machine_log_dirty_enable(machine, domain), 0);
@@ -913,7 +913,7 @@ static void test_sharing_and_paging(void)
 static void test_share_limit(void)
 {
     uint32_t count = DE_SHARE_MAX_GFNS + 1;
-    start(count);
+    start(count + 1);
     uint16_t domain;
     CHECK_EQ(de_machine_domain_create(machine, count, &domain), 0);
     CHECK_EQ(de_machine_populate(machine, domain, NULL, NULL, count, NULL), count);
@@ -926,6 +926,26 @@ static void test_share_limit(void)
     CHECK_EQ(HV(share_nominate, domain, count - 1, &client), 0);
     CHECK_EQ(HV(share, domain, 0, source, domain, count - 1, client), -ENOSPC);
     CHECK_EQ(account().used, 2);
+    finish();
+}
+
+/* Xen takes what it notes of a shared page from frames that nobody has a claim to. */
+static void test_sharing_without_memory(void)
+{
+    start(4);
+    uint16_t a = make_domain(2, 1), b = make_domain(1, 1);
+    uint64_t handle, again;
+    CHECK_EQ(de_machine_claim(machine, b, 2), 0);
+    CHECK_EQ(HV(share_nominate, a, 0, &handle), -ENOMEM);
+    CHECK_EQ(de_machine_p2m_type(machine, a, 0), DE_P2M_RAM_RW);
+    CHECK_EQ(de_machine_claim(machine, b, 0), 0);
+    CHECK_EQ(HV(share_nominate, a, 0, &handle), 0);
+    uint16_t other = make_domain(1, 2);
+    CHECK_EQ(HV(share_nominate, a, 1, &again), -ENOMEM);
+    CHECK_EQ(HV(share_nominate, a, 0, &again), 0);
+    CHECK_EQ(again, handle);
+    CHECK_EQ(de_machine_domain_destroy(machine, other), 0);
+    CHECK_EQ(HV(share_nominate, a, 1, &again), 0);
     finish();
 }
 
@@ -1313,11 +1333,11 @@ static void test_grant_map(void)
 
 static void test_grant_map_without_memory(void)
 {
-    start(2);
+    start(3);
     uint16_t a = make_domain(1, 1), b = make_domain(1, 1), full;
     uint8_t *page;
     share_two(a, 0, b, 0);
-    full = make_domain(1, 9);
+    full = make_domain(2, 9);
     CHECK_EQ(de_machine_grant_map(machine, a, true, 0, &page), -EAGAIN);
     CHECK_EQ(de_machine_domain_destroy(machine, full), 0);
     CHECK_EQ(de_machine_grant_map(machine, a, true, 0, &page), 0);
@@ -1525,6 +1545,7 @@ int main(void)
     test_sharing_and_mappings();
     test_sharing_and_paging();
     test_share_limit();
+    test_sharing_without_memory();
     test_cow_without_memory();
     test_pause_and_destroy();
     test_wait();

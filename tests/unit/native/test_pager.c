@@ -939,7 +939,7 @@ static void test_touches_of_the_hypervisor(void)
 
 static void test_share_limit_and_memory(void)
 {
-    start(DE_SHARE_MAX_GFNS + 1);
+    start(DE_SHARE_MAX_GFNS + 2);
     uint16_t domain;
     CHECK_EQ(de_machine_domain_create(machine, DE_SHARE_MAX_GFNS + 2, &domain), 0);
     CHECK_EQ(de_machine_populate(machine, domain, NULL, NULL, DE_SHARE_MAX_GFNS + 1, NULL),
@@ -950,7 +950,7 @@ static void test_share_limit_and_memory(void)
     CHECK_EQ(share(domain, 0, domain, DE_SHARE_MAX_GFNS), DE_PROPOSAL_FULL);
     uint16_t other;
     CHECK_EQ(de_machine_domain_create(machine, DE_SHARE_MAX_GFNS, &other), 0);
-    CHECK_EQ(de_machine_populate(machine, other, NULL, NULL, DE_SHARE_MAX_GFNS, NULL), DE_SHARE_MAX_GFNS - 1);
+    CHECK_EQ(de_machine_populate(machine, other, NULL, NULL, DE_SHARE_MAX_GFNS, NULL), DE_SHARE_MAX_GFNS);
     CHECK_EQ(make_private(domain, 0), DE_PROPOSAL_NO_MEMORY);
     finish();
 }

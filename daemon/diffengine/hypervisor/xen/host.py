@@ -35,6 +35,8 @@ FOUR_GIB = 1 << 20
 # Xen's mem_sharing.c in a release build: a page_sharing_info of 32 bytes for each frame and a gfn_info of 32 for each
 # gfn; either takes 48 with the allocator's own.
 SHARING_ALLOCATION_BYTES = 48
+# native/xen/adapter.c refuses to nominate pages for sharing with less: Xen would stop when it runs out.
+LEAST_UNCLAIMED = 1024
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class XenHost:
             claims=True,
             log_dirty=True,
             most_sharers=MOST_SHARERS,
+            least_unclaimed=LEAST_UNCLAIMED,
         )
 
     def domains(self) -> tuple[DomainInfo, ...]:
