@@ -144,15 +144,19 @@ def test_a_pause_holds_and_everything_drains(parts: Parts, line: Line) -> None:
     saving(line)
 
 
-def test_others_are_told_how_far_a_drain_is(parts: Parts, line: Line, path: Path) -> None:
+@pytest.mark.parametrize("method", ["drain", "release"])
+def test_others_are_told_how_far_it_is(parts: Parts, line: Line, path: Path, method: str) -> None:
     saving(line)
     result(line, "pause")
-    before = sum(pages_out(parts, domid) for domid in (1, 2))
-    with closing(Line(path)) as draining:
+    domids = (1,) if method == "release" else (1, 2)
+    before = sum(pages_out(parts, domid) for domid in domids)
+    with closing(Line(path)) as asking:
         # The engine's thread is kept from it, so that it can be seen on its way.
         held = threading.Event()
         parts.worker.submit(lambda operations: held.wait(DEADLINE_S))
-        draining.send(b'{"jsonrpc": "2.0", "id": 5, "method": "drain"}')
+        parameters = {"domain": "web"} if method == "release" else {}
+        request = {"jsonrpc": "2.0", "id": 5, "method": method, "params": parameters}
+        asking.send(json.dumps(request).encode())
         seen: list[dict[str, Any]] = []
         order = Operations.bring_back
 
@@ -164,10 +168,11 @@ def test_others_are_told_how_far_a_drain_is(parts: Parts, line: Line, path: Path
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Operations, "bring_back", slowly)
             held.set()
-            answer = draining.read()
-        assert answer is not None and answer["result"] == {"domains": 2, "pages": before}
-    assert len(seen) > 2, "it comes back all at once"
-    assert all((each["doing"], each["pages"]) == ("drain", before) for each in seen)
+            answer = asking.read()
+        told = {"domid": 1} if method == "release" else {"domains": 2}
+        assert answer is not None and answer["result"] == {**told, "pages": before}
+    assert len(seen) > len(domids), "it comes back all at once"
+    assert all((each["doing"], each["pages"]) == (method, before) for each in seen)
     assert [each["done"] for each in seen] == sorted(each["done"] for each in seen)
     assert seen[0]["left_s"] is None and seen[-1]["left_s"] is not None
     assert result(line, "status")["coming_back"] is None

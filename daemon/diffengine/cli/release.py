@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from diffengine.cli.coming_back import call_and_show
 from diffengine.cli.output import output
 from diffengine.errors import DiffengineError
 from diffengine.hypervisor.pager_control import PagerControl
@@ -12,7 +13,7 @@ from diffengine.hypervisor.room import require_room
 from diffengine.hypervisor.xen.connection import Connection
 from diffengine.hypervisor.xen.domain_names import find_domain
 from diffengine.hypervisor.xen.libraries import running_version
-from diffengine.service.client import Client, NoDaemonError
+from diffengine.service.client import NoDaemonError
 from diffengine.service.configuration import SOCKET
 from diffengine.service.host import STATE
 from diffengine.service.release import release, take_back
@@ -52,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _by_daemon(arguments: argparse.Namespace) -> tuple[int, int]:
+    parameters = {"domain": arguments.domain, "undo": arguments.undo}
     try:
-        with Client(arguments.socket) as client:
-            done = client.call("release", domain=arguments.domain, undo=arguments.undo)
+        done = call_and_show(arguments.socket, "release", parameters, as_json=False)
     except NoDaemonError:
         return _by_pager(arguments)
     return int(done["domid"]), int(done["pages"])

@@ -30,7 +30,13 @@ LABELS = {
     "free": "free",
 }
 SHORT_LABELS = {**LABELS, "sharing": "shr", "patching": "pat", "compression": "cmp", "swapping": "swp"}
-STANDINGS = {"worked_on": "at work", "not_enabled": "off", "paused": "paused", "refused": "refused"}
+STANDINGS = {
+    "worked_on": "at work",
+    "not_enabled": "off",
+    "paused": "paused",
+    "releasing": "release",
+    "refused": "refused",
+}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Cause(StrEnum):
 
     NOT_ENABLED = "not_enabled"
     PAUSED = "paused"
+    RELEASING = "releasing"
     STARTING = "starting"
     STOPPED = "stopped"
     REFUSED = "refused"  # by the pager or the hypervisor

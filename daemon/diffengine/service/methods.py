@@ -180,13 +180,21 @@ class Methods:
             pages = 0
             if undo:
                 await asyncio.to_thread(take_back, self._connected.state, domid)
+                await self._on_engine(Operations.look)
             else:
-                await self._on_engine(lambda operations: operations.prepare_release(domid))
-                pages = await asyncio.to_thread(release, self._connected.state, domid)
-        await self._on_engine(Operations.look)
+                pages = await self._let_go(domid)
         kind, done = (EventKind.TAKEN_BACK, "may be paged again") if undo else (EventKind.RELEASED, "is released")
         self._events.tell(kind, f"domain {domid} {done}", domid)
         return {"domid": domid, "pages": pages}
+
+    async def _let_go(self, domid: int) -> int:
+        """How many pages came back: by this daemon, which says how far it is; what is left then, by the pager."""
+        out = await self._on_engine(lambda operations: operations.begin_release(domid))
+        try:
+            pages = await self._bringing_back.run("release", out) if out[domid] else 0
+            return pages + await asyncio.to_thread(release, self._connected.state, domid)
+        finally:
+            await self._on_engine(lambda operations: operations.end_release(domid))
 
     async def _free(self, parameters: CheckedTable) -> Answer:
         """A hint: whatever is free when the time is over is told."""

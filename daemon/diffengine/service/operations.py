@@ -73,6 +73,7 @@ class Operations:
         self._identities: dict[int, Identity] = {}
         self._described: dict[str, Values] = {}
         self._paused: set[str] = set()
+        self._releasing: set[int] = set()
         self._since_s: dict[int, float] = {}
         self._all_paused = False
         self._wanted_bytes = 0
@@ -152,6 +153,8 @@ class Operations:
         settings = self._settings(self._identity(domain.domid))
         if self._pause_key(domain.domid) in self._paused:
             return LeftAlone(Cause.PAUSED, f"paused; `diffengine resume {domain.domid}` goes on")
+        if domain.domid in self._releasing:
+            return LeftAlone(Cause.RELEASING, "its pages come back, for it to be released")
         if not settings.enabled:
             return LeftAlone(Cause.NOT_ENABLED, "not enabled in the configuration")
         if not_yet := why_not_yet(domain.life, since_s, time.monotonic(), settings.grace_s):
@@ -323,10 +326,20 @@ class Operations:
         """The domain of that number, UUID or name, whether it may be worked on or not. Raises RefusedError."""
         return which(tuple(self._connected.identify().values()), text)
 
-    def prepare_release(self, domid: int) -> None:
-        """Its log of written pages will be somebody else's. Raises RefusedError if its pages would find no room."""
-        self.check_room({domid: self.pages_out(domid)}, self._called(domid))
+    def begin_release(self, domid: int) -> dict[int, int]:
+        """Until `end_release` its pages stay when they are back; its log of written pages will be somebody else's. How
+        many are out. Raises NoRoomError, and nothing has changed."""
+        out = {domid: self.pages_out(domid)}
+        self.check_room(out, self._called(domid))
         self._attached.engine.stop_log_dirty(domid)
+        self._releasing.add(domid)
+        self.look()
+        return out
+
+    def end_release(self, domid: int) -> None:
+        """It was let go of, or goes on as before."""
+        self._releasing.discard(domid)
+        self.look()
 
     def pages_out(self, domid: int) -> int:
         return self._connected.pager.pages_out(domid)
