@@ -21,6 +21,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -563,6 +564,11 @@ static void run_threads(void)
 {
     static struct thread threads[MAX_THREADS];
     uint32_t sectors = model.gfns * SECTORS_PER_PAGE;
+    /* As QEMU's threads do. */
+    sigset_t blocked, former;
+    sigfillset(&blocked);
+    sigdelset(&blocked, SIGSEGV);
+    pthread_sigmask(SIG_SETMASK, &blocked, &former);
     for (unsigned i = 0; i < model.threads; i++) {
         uint32_t first = (uint32_t)((uint64_t)sectors * i / model.threads);
         uint32_t end = (uint32_t)((uint64_t)sectors * (i + 1) / model.threads);
@@ -572,6 +578,7 @@ static void run_threads(void)
         if (errno)
             fail("starting thread", i);
     }
+    pthread_sigmask(SIG_SETMASK, &former, NULL);
     for (unsigned i = 0; i < model.threads; i++) {
         pthread_join(threads[i].id, NULL);
         close(threads[i].pipe[0]);

@@ -269,11 +269,19 @@ bool faults_chain(int signal, const struct sigaction *action, struct sigaction *
     return ours;
 }
 
+sigset_t faults_blockable(const sigset_t *set)
+{
+    sigset_t blockable = *set;
+    sigdelset(&blockable, SIGBUS);
+    if (settings_get()->by_signal)
+        sigdelset(&blockable, SIGSEGV);
+    return blockable;
+}
+
 static bool start_threads(void)
 {
     sigset_t all, former;
     sigfillset(&all);
-    sigdelset(&all, SIGBUS);
     sigdelset(&all, SIGSEGV);
     pthread_sigmask(SIG_SETMASK, &all, &former); /* signals are the process's own */
     bool running = start_thread(age_thread);

@@ -30,4 +30,8 @@ void faults_wake(uintptr_t from, size_t bytes);
  * is one that the shim handles; else nothing was done. */
 bool faults_chain(int signal, const struct sigaction *action, struct sigaction *former);
 
+/** What a thread would block, without the signals that its touches of windows may give: blocked, they would
+ * end the process. */
+sigset_t faults_blockable(const sigset_t *set);
+
 #endif

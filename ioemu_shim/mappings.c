@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The functions that the shim stands in for: those that make and end mappings. */
+/* The functions that the shim stands in for: those that make and end mappings, and those that would keep its
+ * signals away.
+ */
 #define _GNU_SOURCE
 #undef _FILE_OFFSET_BITS /* it renames functions that are defined here */
 #include "faults.h"
@@ -9,6 +11,8 @@
 
 #include <diffengine/page.h>
 #include <errno.h>
+#include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -156,4 +160,22 @@ EARLY void *mmap64(void *address, size_t bytes, int protection, int flags, int f
 int sigaction(int signal, const struct sigaction *action, struct sigaction *former)
 {
     return faults_chain(signal, action, former) ? 0 : next_functions()->sigaction(signal, action, former);
+}
+
+/* QEMU's threads block all they can, SIGBUS too. */
+EARLY int pthread_sigmask(int how, const sigset_t *set, sigset_t *former)
+{
+    if (!next_ready)
+        return syscall(SYS_rt_sigprocmask, how, set, former, _NSIG / CHAR_BIT) ? errno : 0;
+    if (!set || how == SIG_UNBLOCK)
+        return next_functions()->pthread_sigmask(how, set, former);
+    sigset_t blockable = faults_blockable(set);
+    return next_functions()->pthread_sigmask(how, &blockable, former);
+}
+
+int sigprocmask(int how, const sigset_t *set, sigset_t *former)
+{
+    int error = pthread_sigmask(how, set, former);
+    errno = error ? error : errno;
+    return error ? -1 : 0;
 }

@@ -22,6 +22,7 @@ __attribute__((constructor)) static void fill(void)
     find(&next.mmap, "mmap");
     find(&next.munmap, "munmap");
     find(&next.mremap, "mremap");
+    find(&next.pthread_sigmask, "pthread_sigmask");
     find(&next.sigaction, "sigaction");
     find(&next.read, "read");
     find(&next.write, "write");

@@ -23,6 +23,7 @@ struct next {
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
     int (*munmap)(void *address, size_t bytes);
     void *(*mremap)(void *from, size_t from_bytes, size_t bytes, int flags, ...);
+    int (*pthread_sigmask)(int how, const sigset_t *set, sigset_t *former);
     int (*sigaction)(int signal, const struct sigaction *action, struct sigaction *former);
     ssize_t (*read)(int fd, void *buffer, size_t bytes);
     ssize_t (*write)(int fd, const void *buffer, size_t bytes);

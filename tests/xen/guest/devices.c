@@ -65,9 +65,9 @@ static int move_pages(const char *path, bool write, int region, uint32_t pages)
     return error;
 }
 
-static void compare(int region, int into, uint32_t pages, struct access_counts *counts)
+void compare_regions(int region, int into, struct access_counts *counts)
 {
-    for (uint32_t page = 0; page < pages; page++) {
+    for (uint32_t page = 0; page < region_pages(region) && page < region_pages(into); page++) {
         uint64_t wrong = region_wrong(region, page, region_page(into, page));
         counts->reads++;
         counts->wrong_pages += wrong > 0;
@@ -86,14 +86,19 @@ int disk_write(const char *path, int region, struct access_counts *counts)
     return error;
 }
 
-int disk_read(const char *path, int region, int into, struct access_counts *counts)
+int disk_fetch(const char *path, int region, int into)
 {
     uint32_t pages = region_pages(region);
     if (!pages || region_pages(into) < pages)
         return -ENOENT;
-    int error = move_pages(path, false, into, pages);
+    return move_pages(path, false, into, pages);
+}
+
+int disk_read(const char *path, int region, int into, struct access_counts *counts)
+{
+    int error = disk_fetch(path, region, into);
     if (!error)
-        compare(region, into, pages, counts);
+        compare_regions(region, into, counts);
     return error;
 }
 
@@ -155,6 +160,6 @@ int net_echo(const char *own, const char *peer, int region, int into, struct acc
     }
     close(connection);
     if (!error)
-        compare(region, into, pages, counts);
+        compare_regions(region, into, counts);
     return error;
 }

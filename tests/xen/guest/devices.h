@@ -19,6 +19,10 @@ int disk_write(const char *path, int region, struct access_counts *counts);
  * and compares them with what @p region must hold. What @p into must hold is lost: free it.
  */
 int disk_read(const char *path, int region, int into, struct access_counts *counts);
+/** The same without the comparison, so no CPU of the guest touches a page. */
+int disk_fetch(const char *path, int region, int into);
+/** Compares the pages of @p into with what @p region must hold. */
+void compare_regions(int region, int into, struct access_counts *counts);
 
 /**
  * Sends the region's pages to UDP port 7 of @p peer, which is expected to send them back, and compares what

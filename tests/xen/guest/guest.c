@@ -168,7 +168,8 @@ static int command_modules(char **words, int count)
     return error;
 }
 
-/* disk write REGION PATH, disk read REGION PATH INTO: INTO gets what is on the disk, compared with REGION. */
+/* disk write REGION PATH, disk read REGION PATH INTO: INTO gets what is on the disk, compared with REGION;
+ * disk fetch: not compared. */
 static int command_disk(char **words, int count)
 {
     struct access_counts counts = {0};
@@ -177,11 +178,25 @@ static int command_disk(char **words, int count)
         error = disk_write(words[3], atoi(words[2]), &counts);
     else if (strcmp(words[1], "read") == 0 && count > 4)
         error = disk_read(words[3], atoi(words[2]), atoi(words[4]), &counts);
+    else if (strcmp(words[1], "fetch") == 0 && count > 4)
+        error = disk_fetch(words[3], atoi(words[2]), atoi(words[4]));
     else
         return -EINVAL;
     if (!error)
         answer_counts(&counts);
     return error;
+}
+
+/* compare REGION INTO: what INTO has with what REGION must hold. */
+static int command_compare(char **words, int count)
+{
+    (void)count;
+    struct access_counts counts = {0};
+    if (!region_pages(atoi(words[1])) || !region_pages(atoi(words[2])))
+        return -ENOENT;
+    compare_regions(atoi(words[1]), atoi(words[2]), &counts);
+    answer_counts(&counts);
+    return 0;
 }
 
 /* net OWN PEER REGION INTO: REGION's pages to the peer, which sends them back, into INTO. */
@@ -219,7 +234,7 @@ static const struct command {
     {"gfns", 2, command_gfns},         {"load", 5, command_load},       {"counts", 1, command_counts},
     {"stop", 1, command_stop},         {"free", 2, command_free},       {"ping", 1, command_ping},
     {"poweroff", 1, command_poweroff}, {"modules", 1, command_modules}, {"disk", 4, command_disk},
-    {"net", 5, command_net},
+    {"net", 5, command_net},           {"compare", 3, command_compare},
 };
 
 static void run_line(char *line)

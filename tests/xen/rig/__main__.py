@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from xen.rig import bochs, dom0, guest, hypervisor, project, qemu, results, simulated
+from xen.rig import bochs, dom0, guest, hypervisor, pinned_frames, project, qemu, results, simulated
 from xen.rig.cache import Cache, user_cache
 from xen.rig.errors import RigError
 
@@ -52,6 +52,7 @@ def run_suite(machine: qemu.Machine, cpu: str, tests: list[str], timeout_s: floa
     passed = results.print_table(results.read(share))
     passed &= simulated.compare(share)
     results.print_files(share)
+    pinned_frames.draw_if_there(share)
     print(f"rig: power-on to power-off {time.monotonic() - begin:.0f} s; logs in {share}")
     print(f"rig: {results.PASSED if passed else 'FAILED'}")
     return passed

@@ -12,14 +12,14 @@ ROOT = Path(__file__).parents[3]
 SUITE = ROOT / "tests/xen/suite"
 BUILD = ROOT / "build/xen-programs"
 NAMES = ("xen-operations", "xen-takeover")
-PRELOADED = "count_hypercalls"
+PRELOADED = ("count_hypercalls", "gate_evictions")
 FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 
 
 def build(cache: Cache) -> Path:
     """A folder with the programs; compiled incrementally in build/xen-programs."""
     sources = [ROOT / "native", ROOT / "meson.build", ROOT / "meson_options.txt", ROOT / "tests/unit/native"]
-    return cache.entry("programs", digest(*sources, *sorted(SUITE.glob("*.c")), Path(__file__)), _build)
+    return cache.entry("programs", digest(*sources, *sorted(SUITE.glob("*.[ch]")), Path(__file__)), _build)
 
 
 def _build(folder: Path) -> None:
@@ -29,4 +29,5 @@ def _build(folder: Path) -> None:
     run(tools / "ninja", "-C", BUILD, *(f"native/{name}" for name in NAMES), path=str(tools))
     for name in NAMES:
         shutil.copy(BUILD / "native" / name, folder / name)
-    run("cc", *FLAGS, "-o", folder / f"{PRELOADED}.so", SUITE / f"{PRELOADED}.c")
+    for name in PRELOADED:
+        run("cc", *FLAGS, "-o", folder / f"{name}.so", SUITE / f"{name}.c")

@@ -17,6 +17,7 @@ from xen.rig.dom0 import Dom0, make_disk
 
 ROOT = Path(__file__).parents[3]
 SUITE = ROOT / "tests/xen/suite"
+DEVICE_MODEL = ROOT / "systemd/diffengine-device-model"
 # Of what is optional: dom0 has a xenstored, and no libvirtd.
 FURTHER = ["pyxs"]
 DISK_MIB = 504
@@ -28,7 +29,7 @@ def build(cache: Cache, dom0: Dom0, guest: Path) -> Path:
     wheels = _dependencies(cache)
     wheel = _wheel(cache)
     own = programs.build(cache)
-    key = digest(dom0.folder.name, wheels.name, wheel.name, guest.name, own.name, SUITE, Path(__file__))
+    key = digest(dom0.folder.name, wheels.name, wheel.name, guest.name, own.name, SUITE, DEVICE_MODEL, Path(__file__))
     return cache.entry("project", key, lambda folder: _build(folder, dom0, (guest, own), (wheels, wheel)))
 
 
@@ -69,6 +70,7 @@ def _build(folder: Path, dom0: Dom0, built: tuple[Path, Path], wheels: tuple[Pat
     rig = tree / "opt/rig"
     shutil.copytree(SUITE, rig / "suite", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(dom0.folder / "guest-kernel", rig / "guest-kernel")
+    shutil.copy(DEVICE_MODEL, rig)
     # HVM guests' firmware wants it packed.
     (packed,) = (dom0.tree / "boot").glob("vmlinuz-*-cloud-*")
     shutil.copy(packed, rig / "guest-bzimage")

@@ -11,6 +11,8 @@ VERDICT = "verdict"
 RESULTS = "results.xml"
 # What the suite sums up and measures, for people.
 FILES = ("totals.json", "figures.json", "debian.json", "debian-simulated.json")
+# What is drawn only.
+SAMPLES = ("pinned-frames.json",)
 PASSED = "PASSED"
 
 
@@ -24,7 +26,7 @@ class Outcome:
 
 def forget(share: Path) -> None:
     """So that an earlier run's word is not taken for this one's."""
-    for name in (VERDICT, RESULTS, *FILES):
+    for name in (VERDICT, RESULTS, *FILES, *SAMPLES):
         (share / name).unlink(missing_ok=True)
 
 

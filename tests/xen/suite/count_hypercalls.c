@@ -4,7 +4,8 @@
  * kind, into the file that COUNT_HYPERCALLS names (an array of struct count, in the order of enum kind).
  */
 #define _GNU_SOURCE
-#define __XEN_TOOLS__ 1
+#include "hypercall_kinds.h"
+
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -17,11 +18,7 @@
 #include <unistd.h>
 #include <xen/xen.h>
 
-#include <xen/memory.h>
 #include <xen/sys/evtchn.h>
-#include <xen/sys/privcmd.h>
-
-enum kind { NOMINATE, EVICT, LOAD, SHARE_NOMINATE, SHARE, MAP, NOTIFY, OTHER, KINDS };
 
 struct count {
     _Atomic uint64_t calls;
@@ -42,32 +39,6 @@ __attribute__((constructor)) static void open_counts(void)
     if (memory != MAP_FAILED)
         counts = memory;
     close(file);
-}
-
-static enum kind kind_of_memory_op(uint64_t command, uint64_t argument)
-{
-    if (!argument)
-        return OTHER;
-    /* Both structures begin with what is to be done. */
-    uint8_t what = *(const uint8_t *)(uintptr_t)argument;
-    if (command == XENMEM_paging_op)
-        return what == XENMEM_paging_op_nominate ? NOMINATE : what == XENMEM_paging_op_evict ? EVICT : LOAD;
-    if (command == XENMEM_sharing_op && what == XENMEM_sharing_op_nominate_gfn)
-        return SHARE_NOMINATE;
-    if (command == XENMEM_sharing_op && what == XENMEM_sharing_op_share)
-        return SHARE;
-    return OTHER;
-}
-
-/* libxenctrl wraps each operation on memory in a multicall of one, whose result is longer. */
-static enum kind kind_of_hypercall(const privcmd_hypercall_t *call)
-{
-    if (call->op == __HYPERVISOR_memory_op)
-        return kind_of_memory_op(call->arg[0], call->arg[1]);
-    const multicall_entry_t *inner = (const void *)(uintptr_t)call->arg[0];
-    if (call->op == __HYPERVISOR_multicall && call->arg[1] == 1 && inner->op == __HYPERVISOR_memory_op)
-        return kind_of_memory_op(inner->args[0], inner->args[1]);
-    return OTHER;
 }
 
 static uint64_t now_ns(void)

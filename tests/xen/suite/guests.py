@@ -30,7 +30,7 @@ name="{name}"
 type="{type}"
 kernel="{kernel}"
 ramdisk="{initrd}"
-cmdline="console=hvc0 quiet mitigations=off nokaslr xen_emul_unplug=never transparent_hugepage=never"
+cmdline="console=hvc0 quiet mitigations=off nokaslr xen_emul_unplug={unplug} transparent_hugepage=never"
 memory={memory_mib}
 maxmem={memory_mib}
 vcpus=1
@@ -39,7 +39,8 @@ tsc_mode="native"
 on_crash="destroy"
 on_reboot="destroy"
 """
-# The disk that QEMU emulates stays, so that QEMU touches the guest's memory.
+# The disk that QEMU emulates stays beside PV ones, so that QEMU touches the guest's memory.
+UNPLUG = {"pvh": "never", "hvm": "unnecessary"}
 HVM_CONFIG = """\
 nographic=1
 vga="none"
@@ -82,7 +83,9 @@ class Guest:
     def start(cls, name: str, memory_mib: int = 128, kind: str = "pvh", more: str = "") -> Self:
         """more: further lines of its configuration."""
         config = Path(f"/tmp/{name}.cfg")
-        text = CONFIG.format(name=name, type=kind, kernel=KERNELS[kind], initrd=INITRD, memory_mib=memory_mib)
+        text = CONFIG.format(
+            name=name, type=kind, kernel=KERNELS[kind], initrd=INITRD, memory_mib=memory_mib, unplug=UNPLUG[kind]
+        )
         config.write_text(text + (HVM_CONFIG if kind == "hvm" else "") + more)
         for attempt in range(1, STARTS + 1):
             with suppress(GuestError):
@@ -157,6 +160,14 @@ class Guest:
     def read_disk(self, region: int, device: str, into: int) -> Accesses:
         """What `region` wrote there, into another one, whose own content is lost."""
         return self._accesses(f"disk read {region} {device} {into}")
+
+    def fetch_disk(self, region: int, device: str, into: int) -> None:
+        """The same, and no CPU of the guest's looks at it: compare() does."""
+        self._ask(f"disk fetch {region} {device} {into}")
+
+    def compare(self, region: int, into: int) -> Accesses:
+        """What `into` has with what `region` must hold."""
+        return self._accesses(f"compare {region} {into}")
 
     def echo(self, own: str, peer: str, region: int, into: int) -> Accesses:
         """`region` over the network to who sends it back, into another one."""
