@@ -105,6 +105,11 @@ int64_t client_await(struct de_machine_client *client, struct lane *lane, struct
     return call->result;
 }
 
+void de_client_spin(struct de_machine_client *client, uint64_t ns)
+{
+    client->wait_spin_ns = ns;
+}
+
 int64_t client_plain(struct de_machine_client *client, struct call *call)
 {
     struct lane *lane = client_take(client);

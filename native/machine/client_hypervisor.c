@@ -295,7 +295,7 @@ static int64_t wait_on_lane(struct de_machine_client *client, struct lane *lane,
         atomic_store(&lane->state, LANE_WAITING);
         uint32_t waiting = LANE_WAITING;
         if (!atomic_load(&area->ready) || !atomic_compare_exchange_strong(&lane->state, &waiting, LANE_IDLE))
-            return client_await(client, lane, call, 0);
+            return client_await(client, lane, call, client->wait_spin_ns);
     }
 }
 

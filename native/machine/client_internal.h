@@ -27,11 +27,12 @@ struct de_machine_client {
     uint8_t *memory; /**< the frames' file */
     uint32_t frames;
     pthread_mutex_t lock;
-    pthread_cond_t given; /**< a lane is free again */
-    uint32_t busy;        /**< lanes in use, a bit each */
-    uint32_t opened;      /**< lanes that have a thread in the machine */
-    atomic_bool gone;     /**< the machine hung up */
-    bool bringing;        /**< a wait is under way that may bring events */
+    pthread_cond_t given;  /**< a lane is free again */
+    uint32_t busy;         /**< lanes in use, a bit each */
+    uint32_t opened;       /**< lanes that have a thread in the machine */
+    atomic_bool gone;      /**< the machine hung up */
+    bool bringing;         /**< a wait is under way that may bring events */
+    uint64_t wait_spin_ns; /**< de_client_spin() */
     struct brought_events brought;
     pthread_mutex_t socket_lock;
 };

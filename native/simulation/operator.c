@@ -12,7 +12,7 @@
 /** How long a death waits for a moment when a page is in the middle of something. */
 #define MOMENT_CHANGES 500u
 /** How long there may be no pager. */
-#define GAP_NS 300000u
+#define GAP_NS 1000000u
 /** A hostile guest whose vCPUs all wait for so long has hurt itself, and is destroyed. */
 #define HOSTILE_IDLE_TICKS 40u
 
@@ -207,7 +207,10 @@ static void crash(struct world *world, struct place *place)
         return;
     await_moment(world);
     kill_pager(world);
-    bool goes = place->id && random_below(&world->operator.random, 4) == 0;
+    /* Who has a device model, if anybody has one, is the first. */
+    if (random_below(&world->operator.random, 2))
+        place = &world->places[0];
+    bool goes = place->id && random_below(&world->operator.random, 3) == 0;
     if (goes) {
         scheduler_sleep(world->scheduler, random_below(&world->operator.random, GAP_NS));
         destroy(place);

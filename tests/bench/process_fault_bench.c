@@ -9,8 +9,10 @@
  * run: the same with all in one process, and a bare futex that two processes hand to and fro, which is two
  * wake-ups and nothing else.
  *
- * For each place of the pager: asleep on the guest's core, asleep on another, asleep where the scheduler puts
- * it, and spinning on another. One fault right after the other, and 1 ms apart ("spaced"). One line of JSON.
+ * For each place of the pager: asleep on the guest's core, on another, where the scheduler puts it; there
+ * where it looks for 50 us for the next fault before it sleeps ("brief", across processes alone); and
+ * spinning without end on another core. One fault right after the other, and 1 ms apart ("spaced"). One line
+ * of JSON, with the processor time of the pager's process per fault.
  */
 #include "guest_pages.h"
 
@@ -36,11 +38,29 @@ enum {
     PAUSE_US = 1000,
     STORE_BYTES = 64 << 20,
     LOOK_US = 2000,
+    BRIEF_NS = 50000,
 };
 
-enum place { SAME_CORE, OTHER_CORE, ANY_CORE, SPINNING, PLACES };
+enum core { SAME_CORE, OTHER_CORE, ANY_CORE };
 
-static const char *const place_names[PLACES] = {"same_core", "other_core", "any_core", "spinning"};
+/* Where the pager is, and how long it looks for the next fault before it sleeps. */
+struct place {
+    const char *name;
+    enum core core;
+    uint64_t spin_ns;
+};
+
+#define WITHOUT_END UINT64_MAX
+
+static const struct place places[] = {
+    {"same_core", SAME_CORE, 0},
+    {"other_core", OTHER_CORE, 0},
+    {"any_core", ANY_CORE, 0},
+    {"brief_same_core", SAME_CORE, BRIEF_NS},
+    {"brief_other_core", OTHER_CORE, BRIEF_NS},
+    {"brief_any_core", ANY_CORE, BRIEF_NS},
+    {"spinning", OTHER_CORE, WITHOUT_END},
+};
 
 static uint8_t content[GFNS][DE_PAGE_SIZE];
 static const uint8_t *pages[GFNS];
@@ -71,14 +91,14 @@ static void stay(bool anywhere, unsigned number)
         die("cannot stay on", "one core");
 }
 
-static void stay_as_guest(enum place place)
+static void stay_as_guest(const struct place *place)
 {
-    stay(place == ANY_CORE, 0);
+    stay(place->core == ANY_CORE, 0);
 }
 
-static void stay_as_pager(enum place place)
+static void stay_as_pager(const struct place *place)
 {
-    stay(place == ANY_CORE, place == SAME_CORE ? 0 : 1);
+    stay(place->core == ANY_CORE, place->core == SAME_CORE ? 0 : 1);
 }
 
 /* A pager with all pages out. */
@@ -115,7 +135,7 @@ static void *spin(void *argument)
 }
 
 static void paged_start(struct paged *paged, const struct de_hypervisor *hypervisor, uint16_t domain,
-                        enum place place)
+                        const struct place *place)
 {
     *paged = (struct paged){.stop = false};
     require(de_store_create(NULL, STORE_BYTES, &paged->store), "cannot make a store:");
@@ -123,16 +143,16 @@ static void paged_start(struct paged *paged, const struct de_hypervisor *hypervi
     require(de_pager_add_domain(paged->pager, domain, GFNS), "cannot page a domain:");
     evict_all(paged->pager, paged->store, domain);
     stay_as_pager(place);
-    if (place == SPINNING && pthread_create(&paged->spinner, NULL, spin, paged) != 0)
+    if (place->spin_ns == WITHOUT_END && pthread_create(&paged->spinner, NULL, spin, paged) != 0)
         die("cannot start", "the pager");
-    if (place != SPINNING)
+    if (place->spin_ns != WITHOUT_END)
         require(de_pager_start(paged->pager), "cannot start the pager:");
 }
 
-static void paged_end(struct paged *paged, enum place place)
+static void paged_end(struct paged *paged, const struct place *place)
 {
     atomic_store(&paged->stop, true);
-    if (place == SPINNING)
+    if (place->spin_ns == WITHOUT_END)
         pthread_join(paged->spinner, NULL);
     else
         de_pager_stop(paged->pager);
@@ -171,7 +191,7 @@ static void take_samples(struct samples *samples, const uint64_t *ns, const stru
         add_sample(samples, ns[i]);
 }
 
-static void fault_in_process(enum place place, bool spaced, struct samples *samples)
+static void fault_in_process(const struct place *place, bool spaced, struct samples *samples)
 {
     static uint64_t ns[FAULTS];
     struct de_machine *machine;
@@ -249,7 +269,7 @@ static void child_end(const struct child *child)
         die("a process ended", "badly");
 }
 
-static struct child start_machine(const char *path, enum place place)
+static struct child start_machine(const char *path, const struct place *place)
 {
     int ready[2], end[2];
     char text[200];
@@ -265,7 +285,17 @@ static struct child start_machine(const char *path, enum place place)
     return child;
 }
 
-static struct child start_pager(const char *path, uint16_t domain, enum place place)
+/* Of the pager's process, which shares it with us. */
+static _Atomic(uint64_t) *pager_cpu_ns;
+
+static uint64_t cpu_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static struct child start_pager(const char *path, uint16_t domain, const struct place *place)
 {
     int ready[2], end[2];
     struct child child = fork_child(ready, end);
@@ -275,9 +305,12 @@ static struct child start_pager(const char *path, uint16_t domain, enum place pl
         if (de_client_connect(path, DE_CLIENT_READER, &client) != 0)
             die("cannot reach", "the machine");
         struct de_hypervisor hypervisor = de_client_hypervisor(client);
+        de_client_spin(client, place->spin_ns == WITHOUT_END ? 0 : place->spin_ns);
         paged_start(&paged, &hypervisor, domain, place);
+        uint64_t start_ns = cpu_ns();
         tell(ready[1]);
         listen_to(end[0]);
+        *pager_cpu_ns = cpu_ns() - start_ns;
         paged_end(&paged, place);
         de_client_free(client);
         _exit(0);
@@ -286,7 +319,7 @@ static struct child start_pager(const char *path, uint16_t domain, enum place pl
     return child;
 }
 
-static void fault_across_processes(enum place place, bool spaced, struct samples *samples)
+static void fault_across_processes(const struct place *place, bool spaced, struct samples *samples)
 {
     static uint64_t ns[FAULTS];
     const char *path = socket_path();
@@ -330,14 +363,15 @@ static void hit(_Atomic(uint32_t) *word, uint32_t value)
     syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
-static void await(_Atomic(uint32_t) *word, uint32_t value, bool spinning)
+static void await(_Atomic(uint32_t) *word, uint32_t value, uint64_t spin_ns)
 {
+    uint64_t start_ns = now_ns();
     for (uint32_t seen; (seen = atomic_load(word)) != value;)
-        if (!spinning)
+        if (spin_ns != WITHOUT_END && now_ns() - start_ns >= spin_ns)
             syscall(SYS_futex, word, FUTEX_WAIT, seen, NULL, NULL, 0);
 }
 
-static void ping_pong(enum place place, bool spaced, struct samples *samples)
+static void ping_pong(const struct place *place, bool spaced, struct samples *samples)
 {
     struct table_tennis *table =
         mmap(NULL, sizeof *table, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -349,7 +383,7 @@ static void ping_pong(enum place place, bool spaced, struct samples *samples)
     if (child.pid == 0) {
         stay_as_pager(place);
         for (uint32_t round = 1; round <= rounds; round++) {
-            await(&table->there, round, place == SPINNING);
+            await(&table->there, round, place->spin_ns);
             hit(&table->back, round);
         }
         _exit(0);
@@ -360,7 +394,7 @@ static void ping_pong(enum place place, bool spaced, struct samples *samples)
             usleep(PAUSE_US);
         uint64_t begin_ns = now_ns();
         hit(&table->there, round);
-        await(&table->back, round, false);
+        await(&table->back, round, 0);
         add_sample(samples, now_ns() - begin_ns);
     }
     stay(true, 0);
@@ -375,33 +409,42 @@ static void print_samples(const char *name, struct samples *samples, const char 
     free(samples->ns);
 }
 
-static void measure(enum place place, bool spaced)
+static void measure(const struct place *place, bool spaced)
 {
+    bool brief = place->spin_ns && place->spin_ns != WITHOUT_END;
     struct samples bare = {.name = "ping-pong"}, in_process = {.name = "in process"},
                    processes = {.name = "processes"};
     ping_pong(place, spaced, &bare);
-    fault_in_process(place, spaced, &in_process);
+    if (!brief)
+        fault_in_process(place, spaced, &in_process);
     fault_across_processes(place, spaced, &processes);
-    printf(", \"%s%s\": {", place_names[place], spaced ? "_spaced" : "");
+    printf(", \"%s%s\": {", place->name, spaced ? "_spaced" : "");
     print_samples("ping_pong", &bare, ", ");
-    print_samples("in_process", &in_process, ", ");
+    if (!brief)
+        print_samples("in_process", &in_process, ", ");
+    printf("\"pager_cpu_us\": %.3f, ",
+           (double)atomic_load(pager_cpu_ns) / 1e3 / (spaced ? SPACED_FAULTS : FAULTS));
     print_samples("processes", &processes, "}");
 }
 
-static bool asked_for(char *const *names, int count, enum place place)
+static bool asked_for(char *const *names, int count, const struct place *place)
 {
     bool found = count == 0;
     for (int i = 0; i < count; i++)
-        found |= strcmp(names[i], place_names[place]) == 0;
+        found |= strcmp(names[i], place->name) == 0;
     return found;
 }
 
 int main(int argc, char **argv)
 {
     sched_getaffinity(0, sizeof allowed, &allowed);
+    pager_cpu_ns =
+        mmap(NULL, sizeof *pager_cpu_ns, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (pager_cpu_ns == MAP_FAILED)
+        die("no memory for", "a word");
     fill_pages();
     printf("{\"benchmark\": \"process_fault\", \"cores\": %d", CPU_COUNT(&allowed));
-    for (enum place place = 0; place < PLACES; place++) {
+    for (const struct place *place = places; place < places + sizeof places / sizeof *places; place++) {
         if (!asked_for(argv + 1, argc - 1, place))
             continue;
         measure(place, false);

@@ -42,6 +42,9 @@ void de_client_free(struct de_machine_client *client);
 /** The operations table on this connection; valid as long as it. wait() gives -ECONNRESET when the machine is
  * gone. */
 struct de_hypervisor de_client_hypervisor(struct de_machine_client *client);
+/** A wait for events without a timeout looks for so long whether there are any before it sleeps (0: at the
+ * start). Before the first. */
+void de_client_spin(struct de_machine_client *client, uint64_t ns);
 /** The frames' file, owned by the client: fstat's st_blocks * 512 is the memory that frames really take. */
 int de_client_fd(const struct de_machine_client *client);
 /** End the machine's process; it hangs up on every client. 0 also if it is gone already. */
