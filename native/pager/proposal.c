@@ -295,6 +295,8 @@ void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, cons
                     const uint16_t *client_domains, const uint32_t *client_gfns, size_t count,
                     int32_t *results)
 {
+    /* What the hypervisor has no memory for it has none for at the next pair, either, and each takes time. */
+    bool no_memory = false;
     pthread_mutex_lock(&pager->proposals);
     for (size_t i = 0; i < count; i++) {
         struct place source, client;
@@ -302,7 +304,8 @@ void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, cons
         if (!results[i])
             results[i] = find_place(pager, client_domains[i], client_gfns[i], &client);
         if (!results[i])
-            results[i] = share(pager, source, client);
+            results[i] = no_memory ? DE_PROPOSAL_NO_MEMORY : share(pager, source, client);
+        no_memory |= results[i] == DE_PROPOSAL_NO_MEMORY;
     }
     pthread_mutex_unlock(&pager->proposals);
 }

@@ -164,7 +164,8 @@ void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint3
                     const uint32_t *objects, size_t count, int32_t *results);
 /**
  * Share pairs: nominate both, map both read-only, compare, unmap, share: race-free, as a write in between
- * makes a handle stale. The client's frame goes.
+ * makes a handle stale. The client's frame goes. Where the hypervisor has no memory for one pair
+ * (DE_PROPOSAL_NO_MEMORY), the rest is not tried.
  */
 void de_pager_share(struct de_pager *pager, const uint16_t *source_domains, const uint32_t *source_gfns,
                     const uint16_t *client_domains, const uint32_t *client_gfns, size_t count,

@@ -952,6 +952,15 @@ static void test_share_limit_and_memory(void)
     CHECK_EQ(de_machine_domain_create(machine, DE_SHARE_MAX_GFNS, &other), 0);
     CHECK_EQ(de_machine_populate(machine, other, NULL, NULL, DE_SHARE_MAX_GFNS, NULL), DE_SHARE_MAX_GFNS);
     CHECK_EQ(make_private(domain, 0), DE_PROPOSAL_NO_MEMORY);
+    /* What is behind a pair that is refused for that is not tried: a page with itself would be INVALID. */
+    const uint16_t domains[] = {other, other};
+    const uint32_t sources[] = {0, 2}, clients[] = {1, 2};
+    int32_t results[2];
+    CHECK_EQ(de_pager_add_domain(pager, other, DE_SHARE_MAX_GFNS), DE_OK);
+    CHECK_EQ(share(other, 2, other, 2), DE_PROPOSAL_INVALID);
+    de_pager_share(pager, domains, sources, domains, clients, 2, results);
+    CHECK_EQ(results[0], DE_PROPOSAL_NO_MEMORY);
+    CHECK_EQ(results[1], DE_PROPOSAL_NO_MEMORY);
     finish();
 }
 
