@@ -179,7 +179,7 @@ def mean_by_technique(result: SimulationResult, report: dict[str, Any]) -> dict[
 
 def expected_seconds(corpus_bytes: float, duration_s: float) -> float:
     """About what a run takes, for the progress display."""
-    return 2 + corpus_bytes / (64 << 20) * duration_s / 300 * 7
+    return 2 + corpus_bytes / (64 << 20) * duration_s / 300 * 3
 
 
 def bytes_of(images: Sequence[GuestImage]) -> int:
