@@ -167,8 +167,8 @@ def _target(name: str, result: Result) -> Target:
     pipelines = result["pipelines"]
     ratio = pipelines["ours"]["saving_of_nonzero"] / pipelines["sharing only"]["saving_of_nonzero"]
     claim = (
-        f"{name} guests, everything evicted: ours saves at least {TARGETS[name]} times as much of the non-zero pages as "
-        "sharing"
+        f"{name} guests, everything evicted: ours saves at least {TARGETS[name]} times as much of the non-zero pages "
+        "as sharing"
     )
     return Target(claim, f"{ratio:.2f} times", ratio >= TARGETS[name])
 
