@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "bring_in.h"
 
+#include "swap_in.h"
+
 #include <diffengine/status.h>
 #include <stdlib.h>
 #include <time.h>
@@ -27,7 +29,7 @@ int bring_in_create(struct de_pager *pager, struct pager_domain *domain, struct 
     bring_in->domain = domain;
     int status = de_rebuilder_create(pager->store, &bring_in->loader.rebuilder);
     if (status == DE_OK && pager->swap)
-        status = de_swap_channel_create(pager->swap, DE_REBUILD_MAX_SWAPPED, &bring_in->loader.channel);
+        status = swap_in_create(pager, atomic_load(&domain->holds), &bring_in->loader.swap_in);
     if (status != DE_OK) {
         bring_in_free(bring_in);
         return status;
@@ -40,42 +42,59 @@ void bring_in_free(struct bring_in *bring_in)
 {
     if (!bring_in)
         return;
-    de_swap_channel_free(bring_in->loader.channel);
+    if (bring_in->loader.swap_in)
+        pager_abandon_swap_in(bring_in->pager, bring_in->domain, bring_in->loader.swap_in);
+    swap_in_free(bring_in->loader.swap_in);
     de_rebuilder_free(bring_in->loader.rebuilder);
     free(bring_in);
 }
 
 /* @return false: it can't be done yet. */
-static bool load(struct bring_in *bring_in, uint32_t gfn)
+static bool is_done(struct bring_in *bring_in, enum loaded loaded)
 {
-    /* What has no object is in, or as good as: a mapping finds out. */
-    if (entry_get(bring_in->domain, gfn).object == DE_NONE)
-        return true;
-    switch (pager_load(bring_in->pager, bring_in->domain, gfn, &bring_in->loader)) {
+    switch (loaded) {
     case LOADED:
     case LOAD_UNNEEDED:
     case LOAD_FAILED: /* the domain is paused for it */
     case LOAD_DOMAIN_GONE:
         return true;
+    case LOAD_DISK: /* its thread tells when it has read something */
+        return false;
     default:
+        bring_in->retry = true;
         return false;
     }
+}
+
+static bool load(struct bring_in *bring_in, uint32_t gfn)
+{
+    /* What has no object is in, or as good as: a mapping finds out. */
+    return entry_get(bring_in->domain, gfn).object == DE_NONE ||
+           is_done(bring_in, pager_load(bring_in->pager, bring_in->domain, gfn, &bring_in->loader));
+}
+
+/* Load what the disk has given. @param[out] gfn Whose page that was. @return whether one is done with. */
+static bool finish_swap_in(struct bring_in *bring_in, uint32_t *gfn)
+{
+    const struct swap_in *swap_in = bring_in->loader.swap_in;
+    return swap_in && atomic_load(&swap_in->state) == SWAP_IN_READ &&
+           is_done(bring_in, pager_load_swapped(bring_in->pager, bring_in->domain, &bring_in->loader, gfn));
 }
 
 size_t bring_in_serve(struct bring_in *bring_in)
 {
     struct de_holds *holds = atomic_load(&bring_in->domain->holds);
     size_t answered = 0;
+    uint32_t finished;
     bring_in->retry = false;
+    bool some_finished = finish_swap_in(bring_in, &finished);
     for (uint32_t slot = 0; slot < DE_HOLDS_REQUESTS; slot++) {
         uint32_t gfn;
         if (!de_holds_request(holds, slot, &gfn))
             continue;
-        if (load(bring_in, gfn)) {
+        if ((some_finished && gfn == finished) || load(bring_in, gfn)) {
             de_holds_answer(holds, slot);
             answered++;
-        } else {
-            bring_in->retry = true;
         }
     }
     pager_release_soon(bring_in->pager);
@@ -100,8 +119,12 @@ static void *serve_thread(void *argument)
 int bring_in_start(struct bring_in *bring_in)
 {
     atomic_store(&bring_in->stop, false);
-    int error = pthread_create(&bring_in->thread, NULL, serve_thread, bring_in);
+    int error = bring_in->loader.swap_in ? swap_in_start(bring_in->loader.swap_in) : 0;
+    if (!error)
+        error = pthread_create(&bring_in->thread, NULL, serve_thread, bring_in);
     bring_in->running = !error;
+    if (error && bring_in->loader.swap_in)
+        swap_in_stop(bring_in->loader.swap_in);
     return error;
 }
 
@@ -112,5 +135,7 @@ void bring_in_stop(struct bring_in *bring_in)
     atomic_store(&bring_in->stop, true);
     de_holds_interrupt(atomic_load(&bring_in->domain->holds));
     pthread_join(bring_in->thread, NULL);
+    if (bring_in->loader.swap_in)
+        swap_in_stop(bring_in->loader.swap_in);
     bring_in->running = false;
 }

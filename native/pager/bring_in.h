@@ -2,7 +2,8 @@
 /**
  * @file bring_in.h
  * What a device model asks for: a thread per domain that has one loads pages that it is about to map. So a
- * device model that asks without end costs its own domain, and no guest's fault waits for it.
+ * device model that asks without end costs its own domain, and no guest's fault waits for it. Another one
+ * reads what is in swap, so that a page in memory waits for no disk.
  */
 #ifndef DIFFENGINE_PAGER_BRING_IN_H
 #define DIFFENGINE_PAGER_BRING_IN_H

@@ -77,7 +77,8 @@ struct pager_domain {
 /** What one thread needs to rebuild and load a page. */
 struct loader {
     struct de_rebuilder *rebuilder;
-    struct de_swap_channel *channel; /**< to read from swap itself; NULL: a server, which must not wait */
+    struct de_swap_channel *channel; /**< to read from swap itself; NULL: it must not wait for a disk */
+    struct swap_in *swap_in;         /**< then who reads for it; of the server: the domain's */
     /** The server's: the event that the load is for, to be answered with it; NULL: none, or it is answered.
      */
     struct recorded_event *event;
@@ -215,6 +216,8 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
 /** Load what a swap-in has read, unless it still reads. @param[out] gfn Whose result this is. */
 enum loaded pager_load_swapped(struct de_pager *pager, struct pager_domain *domain, struct loader *loader,
                                uint32_t *gfn);
+/** Give up what a swap-in, whose thread is stopped, has claimed. */
+void pager_abandon_swap_in(struct de_pager *pager, struct pager_domain *domain, struct swap_in *swap_in);
 /** The guest gave the page back: forget its object, unless the gfn has a newer page that is out. */
 void pager_drop(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn);
 

@@ -150,11 +150,18 @@ static int rebuild_waiting(struct loader *loader, uint32_t object, const char **
     return status;
 }
 
-/* For the server: have the reading thread begin, if it is free. */
+/* Who reads for a thread that must not wait. */
+static struct swap_in *reader_of(const struct de_pager *pager, const struct pager_domain *domain,
+                                 const struct loader *loader)
+{
+    return loader == &pager->server ? domain->swap_in : loader->swap_in;
+}
+
+/* Have the reading thread begin, if it is free. */
 static enum loaded begin_swap_in(struct de_pager *pager, struct pager_domain *domain, uint32_t gfn,
                                  struct entry claimed, enum de_page_state from, struct loader *loader)
 {
-    struct swap_in *swap_in = domain->swap_in;
+    struct swap_in *swap_in = reader_of(pager, domain, loader);
     if (atomic_load(&swap_in->state) != SWAP_IN_FREE) {
         unclaim(pager, domain, gfn, claimed, from);
         return LOAD_DISK;
@@ -192,7 +199,7 @@ static enum loaded load_evicted(struct de_pager *pager, struct pager_domain *dom
 enum loaded pager_load_swapped(struct de_pager *pager, struct pager_domain *domain, struct loader *loader,
                                uint32_t *gfn)
 {
-    struct swap_in *swap_in = domain->swap_in;
+    struct swap_in *swap_in = reader_of(pager, domain, loader);
     struct entry claimed = swap_in->claimed;
     *gfn = swap_in->gfn;
     if (swap_in->status != DE_OK) {
@@ -231,9 +238,15 @@ static bool wait_for_other(struct de_pager *pager, const struct pager_domain *do
     return false;
 }
 
-static bool own_swap_in(const struct pager_domain *domain, uint32_t gfn)
+void pager_abandon_swap_in(struct de_pager *pager, struct pager_domain *domain, struct swap_in *swap_in)
 {
-    const struct swap_in *swap_in = domain->swap_in;
+    if (atomic_load(&swap_in->state) != SWAP_IN_FREE)
+        unclaim(pager, domain, swap_in->gfn, swap_in->claimed, swap_in->from);
+    swap_in_end(swap_in);
+}
+
+static bool own_swap_in(const struct swap_in *swap_in, uint32_t gfn)
+{
     return swap_in && atomic_load(&swap_in->state) != SWAP_IN_FREE && swap_in->gfn == gfn;
 }
 
@@ -243,7 +256,7 @@ enum loaded pager_load(struct de_pager *pager, struct pager_domain *domain, uint
     for (;;) {
         struct entry entry = entry_get(domain, gfn);
         if (entry.state == DE_PAGE_LOADING) {
-            if (loader == &pager->server && own_swap_in(domain, gfn))
+            if (own_swap_in(reader_of(pager, domain, loader), gfn))
                 return LOAD_DISK;
             if (!wait_for_other(pager, domain, gfn))
                 return LOAD_LATER;

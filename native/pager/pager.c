@@ -218,7 +218,7 @@ static int domain_make(struct de_pager *pager, uint16_t id, const struct table *
     struct pager_domain *domain = calloc(1, sizeof *domain);
     int status = domain ? DE_OK : DE_NO_MEMORY;
     if (domain && pager->swap)
-        status = swap_in_create(pager, &domain->swap_in);
+        status = swap_in_create(pager, NULL, &domain->swap_in);
     if (status != DE_OK) {
         free(domain);
         return status;

@@ -15,12 +15,13 @@ int swap_read_parts(struct de_swap_channel *channel, struct de_swapped_parts *pa
     return status;
 }
 
-int swap_in_create(struct de_pager *pager, struct swap_in **result)
+int swap_in_create(struct de_pager *pager, struct de_holds *holds, struct swap_in **result)
 {
     struct swap_in *swap_in = calloc(1, sizeof *swap_in);
     if (!swap_in)
         return DE_NO_MEMORY;
     swap_in->pager = pager;
+    swap_in->holds = holds;
     int status = de_swap_channel_create(pager->swap, DE_REBUILD_MAX_SWAPPED, &swap_in->channel);
     if (status != DE_OK) {
         free(swap_in);
@@ -56,8 +57,12 @@ bool swap_in_read(struct swap_in *swap_in)
         return false;
     swap_in->status = swap_read_parts(swap_in->channel, &swap_in->parts);
     atomic_store(&swap_in->state, SWAP_IN_READ);
-    atomic_store(&swap_in->pager->disk_done, true);
-    HYPERCALL(swap_in->pager, interrupt);
+    if (swap_in->holds) {
+        de_holds_interrupt(swap_in->holds);
+    } else {
+        atomic_store(&swap_in->pager->disk_done, true);
+        HYPERCALL(swap_in->pager, interrupt);
+    }
     return true;
 }
 

@@ -2,7 +2,8 @@
 /**
  * @file swap_in.h
  * One domain's way back from the disk: a thread that reads, so that the serving thread never does, and no
- * domain waits for another one's disk (the paper's swapd has one per VM, too).
+ * domain waits for another one's disk (the paper's swapd has one per VM, too). A domain with a device model
+ * has one more, for what that asks for.
  *
  * One page at a time. The serving thread, which has claimed the page table entry, begins and finishes; the
  * reading thread only fills buffers.
@@ -17,6 +18,7 @@ enum swap_in_state { SWAP_IN_FREE, SWAP_IN_READING, SWAP_IN_READ };
 struct swap_in {
     struct de_pager *pager;
     struct de_swap_channel *channel;
+    struct de_holds *holds; /**< whose requests it reads for; NULL: the domain's faults */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     pthread_t thread;
@@ -31,7 +33,7 @@ struct swap_in {
 };
 
 /** DE_OK or DE_NO_MEMORY. */
-int swap_in_create(struct de_pager *pager, struct swap_in **swap_in);
+int swap_in_create(struct de_pager *pager, struct de_holds *holds, struct swap_in **swap_in);
 /** Its thread is stopped. */
 void swap_in_free(struct swap_in *swap_in);
 /** 0 or an errno value. */

@@ -4,6 +4,7 @@
 #include "../../../native/simulation/scratch.h"
 #include "paging.h"
 
+#include <diffengine/holds.h>
 #include <diffengine/patch.h>
 #include <diffengine/rebuild.h>
 #include <fcntl.h>
@@ -560,6 +561,60 @@ static void test_slow_disk(void)
     finish();
 }
 
+#define PATIENCE_MS 60000u
+
+/** A device model's thread. */
+struct request {
+    struct de_holds *holds;
+    uint32_t gfn;
+    int status;
+    pthread_t thread;
+};
+
+static void *ask(void *argument)
+{
+    struct request *request = argument;
+    request->status = de_holds_bring_in(request->holds, &request->gfn, 1, PATIENCE_MS);
+    return NULL;
+}
+
+/* The disk hangs on a page that a device model asked for: what else it asks for does not wait, if it is in
+ * memory. What is being read when requests are served no more can be read again. */
+static void test_slow_disk_of_device_model(void)
+{
+    start(16);
+    uint16_t domain = make_domain(3, 400);
+    char path[64];
+    struct de_holds *holds;
+    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    CHECK_EQ(de_pager_holds_path(pager, domain, path, sizeof path), DE_OK);
+    CHECK_EQ(de_holds_attach(path, &holds), DE_OK);
+    evict_and_swap(domain, 0, 400);
+    uint32_t object = put_filled(store, 401);
+    CHECK_EQ(evict(domain, 1, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    atomic_store(&slow_slot, 0);
+    atomic_store(&waiting, 0);
+    atomic_store(&slow, true);
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    CHECK_EQ(de_pager_serve_requests(pager), DE_OK);
+    struct request stuck = {.holds = holds, .gfn = 0}, free = {.holds = holds, .gfn = 1};
+    CHECK_EQ(pthread_create(&stuck.thread, NULL, ask, &stuck), 0);
+    while (!atomic_load(&waiting))
+        pause_briefly();
+    ask(&free);
+    CHECK_EQ(free.status, DE_OK);
+    CHECK_EQ(state(domain, 1), DE_PAGE_RESIDENT);
+    CHECK_EQ(state(domain, 0), DE_PAGE_LOADING);
+    atomic_store(&slow, false);
+    pthread_join(stuck.thread, NULL);
+    CHECK_EQ(stuck.status, DE_OK);
+    CHECK_EQ(state(domain, 0), DE_PAGE_RESIDENT);
+    de_pager_stop(pager);
+    de_holds_close(holds);
+    finish();
+}
+
 /* Read, but there is no frame for it: what was read is kept until there is. */
 static void test_no_frame_after_read(void)
 {
@@ -750,6 +805,7 @@ int main(void)
     test_bad_read(false);
     test_bad_read(true);
     test_slow_disk();
+    test_slow_disk_of_device_model();
     test_no_frame_after_read();
     test_gone_while_reading();
     test_successor();
