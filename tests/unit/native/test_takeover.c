@@ -626,6 +626,7 @@ struct life {
     void (*scenario)(void);
     void (*afterwards)(void); /**< NULL: nothing */
     long least_deaths;
+    long second_each; /**< the successor of every so manieth dies, too */
 };
 
 /* @return false: it lived to the end. */
@@ -674,21 +675,21 @@ static void die_at_each_step(const struct life *life)
         lives++;
     printf("%ld deaths\n", lives);
     CHECK(lives > life->least_deaths);
-    for (long first = 1; first <= lives; first++)
+    for (long first = 1; first <= lives; first += life->second_each)
         live_and_die(life, first, 1 + first * 7 % 30);
 }
 
 static void test_death_at_each_step(void)
 {
-    die_at_each_step(&(struct life){.scenario = scenario, .least_deaths = 110});
-    die_at_each_step(
-        &(struct life){.scenario = release_scenario, .afterwards = release_again, .least_deaths = 80});
-    die_at_each_step(
-        &(struct life){.scenario = remove_scenario, .afterwards = remove_again, .least_deaths = 50});
-    die_at_each_step(
-        &(struct life){.scenario = compact_scenario, .afterwards = compact_again, .least_deaths = 100});
-    die_at_each_step(
-        &(struct life){.scenario = device_scenario, .afterwards = device_again, .least_deaths = 20});
+    static const struct life lives[] = {
+        {.scenario = scenario, .least_deaths = 110, .second_each = 1},
+        {.scenario = release_scenario, .afterwards = release_again, .least_deaths = 80, .second_each = 2},
+        {.scenario = remove_scenario, .afterwards = remove_again, .least_deaths = 50, .second_each = 4},
+        {.scenario = compact_scenario, .afterwards = compact_again, .least_deaths = 100, .second_each = 4},
+        {.scenario = device_scenario, .afterwards = device_again, .least_deaths = 20, .second_each = 2},
+    };
+    for (size_t i = 0; i < sizeof lives / sizeof *lives; i++)
+        die_at_each_step(&lives[i]);
 }
 
 /* Leaving on purpose is a death in good order. */
