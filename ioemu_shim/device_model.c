@@ -12,8 +12,9 @@
  * standard input ends; `sequential` and `random`, disk I/O alone, for benchmarks; `lost-write`, which maps,
  * writes, unmaps, and looks again, until it finds a write lost; `two-writes`, which stores to one page, has
  * another read from the disk; `unmapping`, which unmaps in ways that fail, or leave a part; `touching`, which
- * stores to a bucket's pages; `waiting`, in which threads store to a page each, and then one to others. These
- * four tell how far they are by the length of the file EXPECTED.
+ * stores to a bucket's pages; `waiting`, in which threads store to a page each, and then one to others;
+ * `blocking`, in which one that blocks all signals stores to a page while that is being mapped for another.
+ * The four before that tell how far they are by the length of the file EXPECTED.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -67,7 +68,7 @@
 #define BEYOND ((size_t)1 << 62) /**< bytes: more than there are addresses */
 #endif
 
-enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES, UNMAPPING, TOUCHING, WAITING };
+enum mode { MIXED, SEQUENTIAL, RANDOM, LOST_WRITE, TWO_WRITES, UNMAPPING, TOUCHING, WAITING, BLOCKING };
 
 struct bucket {
     uint8_t *memory; /**< NULL: none */
@@ -542,6 +543,48 @@ static void wait_for_pages(const char *path)
     close(progress);
 }
 
+/* Whether somebody is between a mapping and its frames (embedded_xen.c). */
+static bool is_mapping(void)
+{
+    char line[512];
+    bool found = false;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    if (!maps)
+        fail("/proc/self/maps", 0);
+    while (!found && fgets(line, sizeof line, maps))
+        found = strstr(line, "memfd:nothing") != NULL;
+    fclose(maps);
+    return found;
+}
+
+static void *store_half(void *argument)
+{
+    memset(argument, STORED, PAGE_BYTES / 2);
+    return NULL;
+}
+
+/* QEMU's threads block SIGBUS, which a page gives that is being mapped. */
+static void store_while_mapping(void)
+{
+    struct bucket bucket = {.memory = NULL};
+    pthread_t first, second;
+    sigset_t all;
+    bucket_map(&bucket, 0);
+    uint8_t *page = bucket.memory + (size_t)STORE_GFN * PAGE_BYTES;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, NULL);
+    errno = pthread_create(&first, NULL, store_half, page);
+    while (!errno && !is_mapping())
+        usleep(1000);
+    if (!errno)
+        errno = pthread_create(&second, NULL, store_half, page + PAGE_BYTES / 2);
+    if (errno)
+        fail("starting thread", 0);
+    pthread_join(first, NULL);
+    pthread_join(second, NULL);
+    bucket_unmap(&bucket);
+}
+
 /* At the latest when all operations are done, and whoever started it has seen what it waits for. */
 static bool is_enough(uint64_t done)
 {
@@ -627,8 +670,8 @@ static uint64_t now_ns(clockid_t clock)
 
 static bool take_arguments(int argc, char **argv)
 {
-    static const char *const modes[] = {"mixed",      "sequential", "random",   "lost-write",
-                                        "two-writes", "unmapping",  "touching", "waiting"};
+    static const char *const modes[] = {"mixed",     "sequential", "random",  "lost-write", "two-writes",
+                                        "unmapping", "touching",   "waiting", "blocking"};
     if (argc != 8 && argc != 9)
         return false;
     model.domain = (uint32_t)strtoul(argv[1], NULL, 10);
@@ -636,7 +679,7 @@ static bool take_arguments(int argc, char **argv)
     model.operations = strtoull(argv[3], NULL, 10);
     model.threads = (unsigned)strtoul(argv[4], NULL, 10);
     model.seed = strtoull(argv[5], NULL, 10);
-    while (argc == 9 && model.mode < WAITING && strcmp(modes[model.mode], argv[8]) != 0)
+    while (argc == 9 && model.mode < BLOCKING && strcmp(modes[model.mode], argv[8]) != 0)
         model.mode++;
     return model.gfns && model.threads && model.threads <= MAX_THREADS &&
            (argc == 8 || !strcmp(modes[model.mode], argv[8]));
@@ -646,7 +689,7 @@ int main(int argc, char **argv)
 {
     if (!take_arguments(argc, argv)) {
         fputs("Usage: device-model DOMAIN GFNS OPERATIONS THREADS SEED DISK EXPECTED "
-              "[mixed|sequential|random|lost-write|two-writes|unmapping|touching|waiting]\n",
+              "[mixed|sequential|random|lost-write|two-writes|unmapping|touching|waiting|blocking]\n",
               stderr);
         return 2;
     }
@@ -673,6 +716,8 @@ int main(int argc, char **argv)
         touch_bucket(argv[7]);
     else if (model.mode == WAITING)
         wait_for_pages(argv[7]);
+    else if (model.mode == BLOCKING)
+        store_while_mapping();
     else
         run_threads();
     uint64_t run_ns = now_ns(CLOCK_MONOTONIC) - start_ns;

@@ -42,6 +42,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct mapping mappings[SLOTS];
 static size_t mapping_count;
 static _Atomic(long) refusals;
+static long gap_us; /**< between a mapping over another one and its frames, at least */
 
 /* Straight to the kernel: for a sanitizer, what comes and goes here is not memory that threads share. */
 
@@ -176,7 +177,8 @@ void *mremap(void *from, size_t from_bytes, size_t bytes, int flags, ...)
 
 xenforeignmemory_handle *xenforeignmemory_open(struct xentoollog_logger *logger, unsigned flags)
 {
-    const char *machine = getenv("DIFFENGINE_MACHINE"), *refused = getenv("DIFFENGINE_MACHINE_REFUSALS");
+    const char *machine = getenv("DIFFENGINE_MACHINE"), *refused = getenv("DIFFENGINE_MACHINE_REFUSALS"),
+               *gap = getenv("DIFFENGINE_MACHINE_GAP_US");
     (void)logger;
     (void)flags;
     int error = -ENOENT;
@@ -186,6 +188,7 @@ xenforeignmemory_handle *xenforeignmemory_open(struct xentoollog_logger *logger,
         error = handle.nothing < 0 ? -errno : de_client_connect(machine, DE_CLIENT_DEVICE_MODEL, &client);
         handle.client = client;
         atomic_store(&refusals, refused ? atol(refused) : 0);
+        gap_us = gap ? atol(gap) : 0;
     }
     if (handle.client)
         return &handle;
@@ -252,6 +255,8 @@ static void *map(struct xenforeignmemory_handle *xen, uint32_t domain, void *add
             gfns[i] = arr[i] > UINT32_MAX ? UINT32_MAX : (uint32_t)arr[i];
         mapped =
             begin_mapping(address, pages * DE_PAGE_SIZE, protection, flags | MAP_SHARED, xen->nothing, 0);
+        if (mapped != MAP_FAILED && flags & MAP_FIXED && gap_us)
+            usleep((useconds_t)gap_us);
         if (mapped != MAP_FAILED &&
             (refuses(flags) ||
              !map_frames(xen->client, domain, protection & PROT_WRITE, gfns, pages, frames, errors))) {

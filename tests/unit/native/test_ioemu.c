@@ -37,6 +37,7 @@
 #define REST_GFN 70u
 #define OFTEN_GFN 600u
 #define FOR_EVER_MS "3600000"
+#define GAP_US "500000"
 /* And as `touching`: 16 clusters of 16 pages. */
 #define MOST_MAPPINGS "4"
 #define MOST_MAPPED 64u
@@ -152,6 +153,8 @@ static pid_t launch_device_model(const char *operations, const char *mode, bool 
         setenv("DIFFENGINE_IOEMU_CLUSTER_PAGES", "1", 1);
     if (!strcmp(mode, "two-writes"))
         setenv("DIFFENGINE_MACHINE_REFUSALS", "3", 1);
+    if (!strcmp(mode, "blocking"))
+        setenv("DIFFENGINE_MACHINE_GAP_US", GAP_US, 1);
     if (by_signal) {
         setenv("DIFFENGINE_IOEMU_FAULTS", "signal", 1);
         /* It takes a fault's handler, which maps and locks, for one that may have interrupted anything. */
@@ -526,6 +529,24 @@ static void test_most_mappings(bool by_signal)
     printf("many mappings, %s: the rest goes\n", by_signal ? "SIGSEGV" : "userfaultfd");
 }
 
+/* Another thread touches a page that is being mapped. */
+static void test_blocked_signals(bool by_signal)
+{
+    struct de_client_vcpu *vcpu;
+    int status;
+    start();
+    pid_t device = launch_device_model("0", "blocking", by_signal);
+    CHECK_EQ(waitpid(device, &status, 0), device);
+    close_input();
+    CHECK(WIFEXITED(status) && !WEXITSTATUS(status));
+    CHECK_EQ(de_client_vcpu_create(machine, domain, &vcpu), 0);
+    check_guest_page(vcpu, STORE_GFN, STORED);
+    de_client_vcpu_free(vcpu);
+    finish();
+    printf("signals blocked, %s: a page that is being mapped is waited for\n",
+           by_signal ? "SIGSEGV" : "userfaultfd");
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc >= 5);
@@ -548,6 +569,7 @@ int main(int argc, char **argv)
         test_waiting(false);
         test_unmapping(false);
         test_most_mappings(false);
+        test_blocked_signals(false);
     } else {
         puts("no userfaultfd here: faults come as SIGSEGV alone");
     }
@@ -555,6 +577,7 @@ int main(int argc, char **argv)
     test_waiting(true);
     test_unmapping(true);
     test_most_mappings(true);
+    test_blocked_signals(true);
     CHECK_EQ(run("1000", 1, "mixed", true), 0);
     return 0;
 }

@@ -32,13 +32,9 @@ GUEST_PAGES = MEMORY_MIB * 256
 PAIRS = 5
 PAGES = 1600
 FEW_PAGES = 64
-EMULATED_DISK, PV_DISK = Path("/tmp/ioemu-disk"), Path("/tmp/ioemu-pv-disk")
 # The first through QEMU's IDE controller, the second through dom0's kernel.
 EMULATED, PV = "/dev/sda", "/dev/xvde"
-DISKS = (
-    f'disk=["format=raw,vdev=hda,access=rw,backendtype=qdisk,target={EMULATED_DISK}", '
-    f'"format=raw,vdev=xvde,access=rw,target={PV_DISK}"]\n'
-)
+DEVICES = [EMULATED] * (PAIRS - 1) + [PV]
 # Of a pager that was not told that the guest has a device model.
 UNAWARE_STATE = Path("/run/diffengine-unaware")
 FIGURE = Path("pinned-frames.json")
@@ -59,21 +55,26 @@ class Shimmed:
     pid: int
 
 
-@pytest.fixture(autouse=True, scope="module")
-def disks() -> None:
-    for disk in (EMULATED_DISK, PV_DISK):
-        disk.write_bytes(bytes(PAGES * 4096))
-
-
 @pytest.fixture(scope="module")
 def shimmed() -> Iterator[Shimmed]:
     gate = Gate(Path("/tmp/eviction-gate"))
     with (
         pager_process(environment=gate.environment) as pager,
-        Guest.start("shim1", MEMORY_MIB, kind="hvm", more=DISKS + wrapper()) as guest,
+        Guest.start("shim1", MEMORY_MIB, kind="hvm", more=disks_of("shim1") + wrapper()) as guest,
     ):
         load_drivers(guest)
         yield Shimmed(guest, pager, gate, device_model_of(guest.domid))
+
+
+def disks_of(guest: str) -> str:
+    """Of its configuration: a disk that QEMU emulates, and one that dom0's kernel serves."""
+    files = [Path(f"/tmp/{guest}-{device}") for device in ("hda", "xvde")]
+    for file in files:
+        file.write_bytes(bytes(PAGES * 4096))
+    return (
+        f'disk=["format=raw,vdev=hda,access=rw,backendtype=qdisk,target={files[0]}", '
+        f'"format=raw,vdev=xvde,access=rw,target={files[1]}"]\n'
+    )
 
 
 @contextmanager
@@ -127,7 +128,7 @@ def round_of_disk_io(guest: Guest, pairs: list[tuple[int, int]], devices: list[s
 
 
 def has_judged_after_a_round(guest: Guest, pairs: list[tuple[int, int]], watch: Watch) -> bool:
-    round_of_disk_io(guest, pairs, [EMULATED] * PAIRS, watch)
+    round_of_disk_io(guest, pairs, DEVICES, watch)
     return len(watch.judged()) >= LEAST_JUDGED
 
 
@@ -191,11 +192,11 @@ def write_figure(name: str, watch: Watch) -> None:
 
 
 def test_without_the_shim_what_was_touched_stays_mapped() -> None:
-    with Guest.start("plain1", MEMORY_MIB, kind="hvm", more=DISKS) as guest:
+    with Guest.start("plain1", MEMORY_MIB, kind="hvm", more=disks_of("plain1")) as guest:
         load_drivers(guest)
         pairs = fill(guest)
         with watching(guest) as watch:
-            round_of_disk_io(guest, pairs, [EMULATED] * (PAIRS - 1) + [PV], watch)
+            round_of_disk_io(guest, pairs, DEVICES, watch)
             time.sleep(IN_USE_S)
     write_figure("without", watch)
     last = watch.samples[-1]
@@ -257,6 +258,10 @@ def test_with_the_shim_what_was_touched_is_unmapped_and_goes_out(shimmed: Shimme
         total = add_domain(client, host, guest.domid)
     with watching(guest) as watch:
         with evicting(host, guest, gfns, total) as evicted:
+            round_of_disk_io(guest, pairs, DEVICES, watch)
+        shimmed.pager.kill()
+        shimmed.pager.start()
+        with evicting(host, guest, gfns, total) as evicted_by_successor:
             wait_until(
                 partial(has_judged_after_a_round, guest, pairs, watch),
                 "samples come late, so nobody can tell what is mapped",
@@ -264,9 +269,9 @@ def test_with_the_shim_what_was_touched_is_unmapped_and_goes_out(shimmed: Shimme
         wait_until_unpinned(shimmed.pid)
     write_figure("with", watch)
     most = max(sample.unused for sample in watch.judged())
-    print(f"evicted beside the disk I/O: {sum(evicted)}")
+    print(f"evicted beside the disk I/O: {sum(evicted)}, {sum(evicted_by_successor)}")
     print(f"most mapped and not in use for {IN_USE_S:.0f} s: {most} of {GUEST_PAGES}, in {len(watch.judged())} samples")
-    assert sum(evicted) > PAGES
+    assert min(sum(evicted), sum(evicted_by_successor)) > PAGES
     assert most <= MOST_UNUSED
     for region, _into in pairs:
         assert guest.check(region).wrong_bytes == 0
