@@ -202,6 +202,11 @@ def test_passes_must_end_with_the_same_saving() -> None:
     draw(outcome)
 
 
+def test_one_run_has_nothing_to_be_the_same_as() -> None:
+    (target,) = passes.PASSES_EXPERIMENT.conclude({"5": simulated([0.0, 0.5, 0.5, 0.5])}).targets
+    assert target.met is None
+
+
 @pytest.mark.parametrize("end", [-0.008, 0.0, 0.02])
 def test_nothing_saved_is_not_the_same_saving(end: float) -> None:
     results = {name: simulated([0.0, end, end, end]) for name in ("1", "5", "20")}

@@ -55,7 +55,7 @@ def plan_heap(setting: Setting) -> list[Step]:
 def _conclude(results: Results, what: str, picture: str, text: str, verdict: str) -> Outcome:
     ends = [result["saving"]["end"] for result in results.values()]
     # Nothing saved is the same each time, too.
-    same = max(ends) - min(ends) <= END_DIFFERENCE < min(ends)
+    same = len(ends) > 1 and max(ends) - min(ends) <= END_DIFFERENCE < min(ends)
     return Outcome(
         tables=[_table(results, what)],
         pictures=[Picture(picture, text, partial(_draw, results, what))],
@@ -64,7 +64,7 @@ def _conclude(results: Results, what: str, picture: str, text: str, verdict: str
                 f"{what}: the saving at the end is above {percent(END_DIFFERENCE)} of the memory, and the same "
                 "within that",
                 f"{percent(min(ends), 1)} to {percent(max(ends), 1)}",
-                same,
+                same if len(ends) > 1 else None,
             )
         ],
         verdict=[*(_line(shown(name), result) for name, result in results.items()), *([verdict] if same else [])],
