@@ -147,8 +147,8 @@ MUTATIONS = (
     Mutation(
         "a device model hears that its page is in before it is",
         "pager/bring_in.c",
-        "    default:\n        return false;",
-        "    default:\n        return true;",
+        "        bring_in->retry = true;\n        return false;",
+        "        bring_in->retry = true;\n        return true;",
     ),
     Mutation(
         "a device model's request wakes nobody",
