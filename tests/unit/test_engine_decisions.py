@@ -2,19 +2,38 @@
 """The engine's pure decisions: Clock states, policies, limits."""
 
 import math
+from enum import EnumType
 
 import numpy as np
 import pytest
 
+from diffengine.array_enum import ArrayEnum
 from diffengine.engine import BUILT_IN_POLICIES, Policy, State, Technique, clock
 from diffengine.engine.limits import RefaultLimit, WatchRate, least_idle, room_to_evict
+from diffengine.engine.pages import Place
 from diffengine.engine.report import split_net
 from diffengine.engine.sharing import passes_needed, table_bytes_needed
 from diffengine.engine.swapping import bytes_to_free
+from diffengine.hypervisor.protocol import Outcome, PageState
 
 
 def u8(*values: int) -> "np.typing.NDArray[np.uint8]":
     return np.array(values, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", [Outcome, PageState, Place, State])
+def test_arrays_are_compared_with_members_as_with_their_numbers(
+    kind: type[ArrayEnum], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = list(kind)
+    numbers = np.array([int(member) for member in members], dtype=np.int8)
+
+    def look_up(_kind: EnumType, name: str) -> object:
+        raise AssertionError(f"{name} is looked up in Python")
+
+    monkeypatch.setattr(EnumType, "__getattr__", look_up, raising=False)
+    for index, member in enumerate(members):
+        assert np.flatnonzero(numbers == member).tolist() == [index]
 
 
 def test_states_follow_from_visits() -> None:

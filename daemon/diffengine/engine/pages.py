@@ -7,12 +7,12 @@ arrays that only one technique needs are made only if the policy has it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffengine.array_enum import ArrayEnum
 from diffengine.hypervisor.protocol import Domids, Gfns
 from diffengine.native import NONE, PageNumbers
 
@@ -22,7 +22,7 @@ UNKNOWN_KEY = 0xFFFF_FFFF_FFFF_FFFF
 HEADER_BYTES = 32
 
 
-class Place(IntEnum):
+class Place(ArrayEnum):
     """Where the engine left a page; the guest may have taken it back since."""
 
     RESIDENT = 0

@@ -3,13 +3,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffengine.array_enum import ArrayEnum
 
-class State(IntEnum):
+
+class State(ArrayEnum):
     """The paper's Clock states (section 4.2 there)."""
 
     C1 = 0  # modified since the last visit

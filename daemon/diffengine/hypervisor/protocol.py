@@ -13,12 +13,13 @@ finds its place again from `domains` and `states`. Errors of single pages are va
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffengine.array_enum import ArrayEnum
 from diffengine.errors import DiffengineError
 
 Addresses = NDArray[np.uint64]
@@ -38,7 +39,7 @@ class StoreFullError(DiffengineError):
     """The pager's store takes no more objects. What was put before stays."""
 
 
-class PageState(IntEnum):
+class PageState(ArrayEnum):
     """The pager's entry of a page (enum de_page_state)."""
 
     RESIDENT = 0  # not in the pager's hands: ram, shared, or a hole
@@ -49,7 +50,7 @@ class PageState(IntEnum):
     NOMINATING = 5
 
 
-class Outcome(IntEnum):
+class Outcome(ArrayEnum):
     """What became of one page of a proposal (enum de_proposal). All but DONE: its content stays where it was."""
 
     DONE = 0
