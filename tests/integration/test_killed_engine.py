@@ -34,17 +34,18 @@ from engine_host import PAGE, Pages, addresses, random_pages, similar_pages, tex
 KILLS = 100
 GUESTS = 3
 NAMES = {domid: f"guest{domid}" for domid in range(1, GUESTS + 1)}
-# Each hypercall of a pair that is to be shared wakes another process: on a busy machine a batch may take a minute.
+# Each hypercall of a pair that is to be shared wakes another process: on a busy machine a batch takes seconds, though
+# there are no more than some hundred pairs here.
 DEADLINE_S = 240.0
 # Each guest does so many operations while the engine is dead once: one that waited for it would not.
-DEAD_OPERATIONS = 1000
+DEAD_OPERATIONS = 300
 ENGINE = {"visit_interval_s": 0.06, "c4_visits": 1, "cpu_share": 1.0, "fault_limit": 1e5, "refault_limit": 10**9}
 
 
 def contents(number: int) -> Pages:
     """Pages to share with the other guests, to patch, to compress; and incompressible ones."""
-    zero = np.zeros((300, PAGE), dtype=np.uint8)
-    return np.concatenate([zero, text_pages(500), similar_pages(300), text_pages(600, 1 + number), random_pages(100)])
+    zero = np.zeros((100, PAGE), dtype=np.uint8)
+    return np.concatenate([zero, text_pages(150), similar_pages(100), text_pages(200, 1 + number), random_pages(50)])
 
 
 def run_engine(machine: Path, state: Path) -> None:
@@ -105,9 +106,9 @@ class Host:
         return ProgramOptions(
             kind=ProgramKind.WORKING_SET,
             seed=number,
-            operations_per_s=2000,
+            operations_per_s=600,
             content=content,
-            hot=np.arange(500, 600, dtype=np.uint32),
+            hot=np.arange(150, 200, dtype=np.uint32),
             excursion_fraction=0.3,
             write_fraction=0.1,
         )

@@ -305,10 +305,10 @@ class Engine:
             self._pace.worked(Work.DIGEST, len(known))
         if not self._written.nothing_due(domain, part):
             self._look_at_content(domain, pages)
-        leaders = self._share(domain, pages)
+        leaders = self._share(domain, pages, self._sharing) if self._sharing else None
         if self._evictor:
             self._watch(domain, pages)
-            self._evict(domain, pages, leaders)
+            self._evict(domain, pages, np.full(len(pages), NONE, dtype=np.uint32) if leaders is None else leaders)
 
     def _look_at_watched(self, domain: Domain, part: range, pages: PageNumbers) -> None:
         """A watched page that the pager still has so was not touched: neither read nor written, so not digested."""
@@ -381,10 +381,8 @@ class Engine:
         passes = self._sharing.passes if self._sharing else 1
         return clock.classify(self._table.quiet[pages], idle, max(self._options.c4_visits, passes))
 
-    def _share(self, domain: Domain, pages: PageNumbers) -> PageNumbers:
+    def _share(self, domain: Domain, pages: PageNumbers, sharing: Sharing) -> PageNumbers:
         """Shares what has a partner. For each page the first one of its content in this sweep, or NONE if not known."""
-        if not self._sharing:
-            return np.full(len(pages), NONE, dtype=np.uint32)
         table = self._table
         place = table.place[pages]
         eligible = (place == Place.RESIDENT) & self._may_share[self._states(pages)]
@@ -394,20 +392,20 @@ class Engine:
             eligible &= place != Place.WATCHED
         eligible &= table.keys[pages] != UNKNOWN_KEY
         whole = range(int(pages[0]), int(pages[-1]) + 1)
-        leaders, complete = self._sharing.look_up(whole, eligible.astype(np.uint8))
+        leaders, complete = sharing.look_up(whole, eligible.astype(np.uint8))
         self._pace.worked(Work.LOOK_UP, int(eligible.sum()))
         if not complete:
             self._reasons.add(Reason.TABLE_FULL, int(eligible.sum()))
         if not self._capabilities.sharing:
             self._reasons.add(Reason.NOT_SHAREABLE, int((leaders != pages)[eligible].sum()))
             return leaders
-        pairs = self._sharing.pair_up(pages, leaders)
+        pairs = sharing.pair_up(pages, leaders)
         self._reasons.add(Reason.PARTNER_WATCHED, pairs.partner_watched)
-        if self._carry_out_sharing(pairs):
-            self._carry_out_sharing(self._sharing.pair_up(pages, leaders))
+        if self._carry_out_sharing(sharing, pairs):
+            self._carry_out_sharing(sharing, sharing.pair_up(pages, leaders))
         return leaders
 
-    def _carry_out_sharing(self, pairs: Pairs) -> bool:
+    def _carry_out_sharing(self, sharing: Sharing, pairs: Pairs) -> bool:
         """Whether there is another partner to try for some."""
         sources, clients = pairs.sources, pairs.clients
         if not len(sources):
@@ -417,9 +415,8 @@ class Engine:
         self._table.doubt(np.concatenate([sources, clients])[np.tile(differing(results), 2)])
         done = results == Outcome.DONE
         self._length.found(int(done.sum()))
-        assert self._sharing is not None
-        self._sharing.joined(sources[done], clients[done])
-        return self._sharing.pass_over(pairs, np.isin(results, REFUSES_ALL))
+        sharing.joined(sources[done], clients[done])
+        return sharing.pass_over(pairs, np.isin(results, REFUSES_ALL))
 
     def _watch(self, domain: Domain, pages: PageNumbers) -> None:
         """Watches pages that were quiet for long enough, those first that were touched least."""

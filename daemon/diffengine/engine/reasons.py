@@ -56,7 +56,9 @@ class Reasons:
 
     def begin_visit(self, domid: int) -> None:
         """What is counted from now on is this domain's."""
-        self._visited = self._sweep.setdefault(domid, Counter())
+        if domid not in self._sweep:
+            self._sweep[domid] = Counter()
+        self._visited = self._sweep[domid]
 
     def end_sweep(self) -> None:
         self._latest = self._sweep

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffengine.engine.pages import OUT, Domain, PageTable, Place, places
+from diffengine.engine.pages import NEEDS_FRAME, Domain, PageTable
 from diffengine.engine.reasons import Reason, Reasons
 from diffengine.hypervisor.protocol import DomainFrames, Host, HostMemory
 from diffengine.native import PAGE_BYTES
 
-NEEDS_FRAME = OUT | places(Place.SHARED)
 # To change a claim is to give it back and to claim anew, and in between somebody else may take the frames: so not for
 # every page.
 LEAST_TRIM = 64

@@ -19,7 +19,7 @@ from diffengine.native import PAGE_BYTES, PageNumbers
 # A frame with more sharers costs little for each; to find them all cold costs many faults.
 MOST_SHARERS = MOST_TRIED + 1
 # Frames that trials may take, of all pages, before they have won any.
-MOST_TAKEN = 1 / 256
+MOST_TAKEN = 1 / 200
 LEAST_TAKEN = 16
 
 Choice = Callable[[PageNumbers], NDArray[np.bool_]]

@@ -51,6 +51,8 @@ class WrittenPages:
         self._able = host.capabilities().log_dirty
         self._sweep = 0
         self._due: dict[int, NDArray[np.bool_]] = {}
+        # The same: to look at a few takes a tenth of the time.
+        self._due_bytes: dict[int, bytes] = {}
 
     def begin(self, domain: Domain) -> None:
         """Turns the log on, if the host can and nobody else uses it."""
@@ -70,6 +72,7 @@ class WrittenPages:
             self._host.log_dirty(domain.domid, False)
         domain.logged = False
         self._due.pop(domain.domid, None)
+        self._due_bytes.pop(domain.domid, None)
 
     def begin_sweep(self, sweep: int, weight: int = 1) -> None:
         """Takes what was written since the last sweep; what is written from now on is told in the next one. weight: as
@@ -87,7 +90,8 @@ class WrittenPages:
                 self._give_up(domain, Reason.LOG_BLIND)
             else:
                 self._table.notes[domain.part][written] |= WRITTEN
-                self._due[domain.domid] = self._find_due(domain)
+                self._due[domain.domid] = due = self._find_due(domain)
+                self._due_bytes[domain.domid] = due.tobytes()
                 self._count_quiet(domain, weight)
 
     def _give_up(self, domain: Domain, reason: Reason) -> None:
@@ -113,7 +117,8 @@ class WrittenPages:
         """Are a domain's gfns all in runs with nothing to digest: most often so, and soon found."""
         if not domain.logged:
             return False
-        return not self._due[domain.domid][part.start // LOOK_AGAIN_RUN : -(-part.stop // LOOK_AGAIN_RUN)].any()
+        first, end = part.start // LOOK_AGAIN_RUN, -(-part.stop // LOOK_AGAIN_RUN)
+        return self._due_bytes[domain.domid].find(1, first, end) < 0
 
     def due(self, domain: Domain, pages: PageNumbers) -> PageNumbers:
         """The pages whose visit was not counted when the sweep began."""
