@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 """meson and ninja are those of the Python environment: another ninja does not understand this one's build log."""
-SEEDS = 1500
+SEEDS = 3000
 OPERATIONS = 10000
 TIMEOUT_S = 1200
 
