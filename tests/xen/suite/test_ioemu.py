@@ -42,8 +42,8 @@ MOST_UNUSED = 0.02 * GUEST_PAGES
 # Between the I/O of one pair and of the next: so not all is in use at any time.
 PAUSE_S = 3.0
 LEAST_JUDGED = 40
-# What QEMU has mapped that is no RAM; less than the shim maps at once.
-RINGS = 8
+# What QEMU has mapped that is no RAM: pages of requests.
+RINGS = 2
 DEADLINE_S = 600.0
 
 
