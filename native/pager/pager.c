@@ -404,6 +404,27 @@ int de_pager_remove_domain(struct de_pager *pager, uint16_t id)
     return status;
 }
 
+static bool has_pages_out(struct pager_domain *domain)
+{
+    for (uint32_t gfn = 0; gfn < domain->gfns; gfn++)
+        if (entry_get(domain, gfn).object != DE_NONE)
+            return true;
+    return false;
+}
+
+void de_pager_remove_idle(struct de_pager *pager)
+{
+    for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++) {
+        struct pager_domain *domain = pager->domains[i];
+        if (!domain || has_pages_out(domain))
+            continue;
+        uint16_t id = domain->id;
+        /* Pages may be watched. */
+        if (de_pager_restore(pager, id) == DE_OK)
+            de_pager_remove_domain(pager, id);
+    }
+}
+
 int de_pager_release(struct de_pager *pager, uint16_t id)
 {
     struct de_uuid uuid;

@@ -298,6 +298,8 @@ static int serve(struct de_pager *pager, const char *directory)
     notify_manager("STOPPING=1");
     publisher_stop(&publisher);
     de_device_models_free(models);
+    if (!de_pager_gone(pager))
+        de_pager_remove_idle(pager);
     de_pager_stop(pager);
     de_queue_serve_free(server);
     if (!de_pager_gone(pager))

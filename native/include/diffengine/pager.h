@@ -85,6 +85,11 @@ int de_pager_add_domain(struct de_pager *pager, uint16_t domain, uint32_t gfns);
  * it).
  */
 int de_pager_remove_domain(struct de_pager *pager, uint16_t domain);
+/**
+ * Before a pager ends: stop being that of each domain with nothing out, since whoever comes may know nothing
+ * of this pager's state. Others are left for a successor that does. Nobody else makes proposals meanwhile.
+ */
+void de_pager_remove_idle(struct de_pager *pager);
 
 /** A pager whose page table, store and swap key outlive it. */
 struct de_pager_state {

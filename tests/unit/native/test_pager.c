@@ -186,6 +186,25 @@ static void test_domains(void)
     finish();
 }
 
+/* Whoever comes after a pager may know nothing of its state. */
+static void test_domains_with_nothing_out_are_left_at_the_end(void)
+{
+    start(16);
+    uint16_t idle = make_domain(2, 300), watched = make_domain(2, 310), out = make_domain(2, 320);
+    uint32_t object = put_filled(store, 320);
+    CHECK_EQ(watch(watched, 1), DE_PROPOSAL_DONE);
+    CHECK_EQ(evict(out, 0, object), DE_PROPOSAL_DONE);
+    de_pager_remove_idle(pager);
+    CHECK_EQ(statistics().domains, 1);
+    CHECK_EQ(real.operations->paging_enable(real.context, idle), 0);
+    CHECK_EQ(real.operations->paging_enable(real.context, watched), 0);
+    CHECK_EQ(real.operations->paging_enable(real.context, out), -EBUSY);
+    check_page(watched, 1, 311);
+    check_page(out, 0, 320);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
 /* A domain went with a page out, and another one has its id before the pager is told. */
 static void test_id_of_another(void)
 {
@@ -1408,6 +1427,7 @@ static void test_domains_under_load(void)
 int main(void)
 {
     test_domains();
+    test_domains_with_nothing_out_are_left_at_the_end();
     test_id_of_another();
     test_evict_and_fault();
     test_one_object_for_two_pages();
