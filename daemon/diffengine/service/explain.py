@@ -24,6 +24,7 @@ WORDS: dict[str, tuple[str, str]] = {
     Reason.MIN_RESIDENT: ("cold, but min_resident_mib is reached", "lower the domain's min_resident_mib"),
     Reason.EVICTED_SHARE: ("cold, but evicted_share_limit is reached", "raise evicted_share_limit"),
     Reason.STORE_FULL: ("the pager's store is full, or dom0's memory", "give the pager a larger store, or swap"),
+    "share_no_memory": ("too few of the host's frames were free to share it", "wait: what goes out makes room"),
     Reason.UNMAPPED: ("could not be mapped just then", ""),
     Reason.RESERVE_REFUSED: ("times the host had no free memory to reserve", "make room, or lower reserve_mib"),
     Reason.NO_LOG: ("its log of written pages can't be had on this host", ""),
