@@ -19,6 +19,9 @@ PACKAGES = (
     *("linux-image-amd64", "linux-image-cloud-amd64"),
     # What the project links to.
     *("liblz4-1", "libssl3", "libxxhash0", "libzstd1"),
+    # What its Debian package needs besides (debian/control).
+    *("python3-cffi", "python3-numpy", "python3-prometheus-client", "python3-pyxs", "python3-systemd"),
+    *("python3-zstandard",),
 )
 # What would only take time in a machine that lives for minutes.
 MASKED_UNITS = (
@@ -29,7 +32,7 @@ MASKED_UNITS = (
 # virtio under QEMU, ATA under bochs.
 BOOT_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "9pnet_virtio", "9p", "ata_piix", "sd_mod")
 # Multiples of 63: whole cylinders for bochs.
-DISK_MIB = 819
+DISK_MIB = 882
 OVERLAY = Path(__file__).parents[1] / "dom0"
 INIT = """\
 #!/bin/busybox sh

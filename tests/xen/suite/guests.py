@@ -88,13 +88,14 @@ class Guest:
         )
         config.write_text(text + (HVM_CONFIG if kind == "hvm" else "") + more)
         for attempt in range(1, STARTS + 1):
-            with suppress(GuestError):
+            try:
                 xl("create", str(config))
                 domid = int(xl("domid", name))
                 guest = cls(name, domid, open_console(domid))
                 guest.wait("= ready", READY_S)
                 return guest
-            print(f"{name}: start {attempt} failed")
+            except GuestError as error:
+                print(f"{name}: start {attempt} failed: {error}")
             with suppress(GuestError):
                 xl("destroy", name)
         raise GuestError(f"{name} did not start in {STARTS} tries")
