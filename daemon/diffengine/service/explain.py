@@ -24,7 +24,6 @@ WORDS: dict[str, tuple[str, str]] = {
     Reason.MIN_RESIDENT: ("cold, but min_resident_mib is reached", "lower the domain's min_resident_mib"),
     Reason.EVICTED_SHARE: ("cold, but evicted_share_limit is reached", "raise evicted_share_limit"),
     Reason.STORE_FULL: ("the pager's store is full, or dom0's memory", "give the pager a larger store, or swap"),
-    "share_no_memory": ("too few of the host's frames were free to share it", "wait: what goes out makes room"),
     Reason.UNMAPPED: ("could not be mapped just then", ""),
     Reason.RESERVE_REFUSED: ("times the host had no free memory to reserve", "make room, or lower reserve_mib"),
     Reason.NO_LOG: ("its log of written pages can't be had on this host", ""),
@@ -54,6 +53,8 @@ OUTCOMES = {
     "held": "the device model has it mapped",
     "no_holds": "the device model does not say what it maps",
 }
+# What can be done about an outcome of a step.
+CHANGES = {"share_no_memory": "wait: what goes out makes room"}
 STEPS = {"share": "sharing", "unshare": "making private", "watch": "watching", "evict": "evicting", "swap": "swapping"}
 
 
@@ -88,7 +89,7 @@ def words(reason: str) -> tuple[str, str]:
     if reason in WORDS:
         return WORDS[reason]
     step, _, outcome = reason.partition("_")
-    return f"{STEPS.get(step, step)} was refused: {OUTCOMES.get(outcome, outcome)}", ""
+    return f"{STEPS.get(step, step)} was refused: {OUTCOMES.get(outcome, outcome)}", CHANGES.get(reason, "")
 
 
 def _explanation(reason: str, pages: int, text: str, change: str) -> Explanation:
