@@ -209,8 +209,9 @@ def may_be_killed(operator: Operator) -> None:
         before = main_pid(unit)
         operator.types(command)
         wait_for(lambda: main_pid(unit) not in (0, before), f"{unit} does not start again")
-        pid = main_pid("diffengine.service")
-        wait_for(status_is(lambda status: status["pid"] == pid), "the daemon does not answer")
+        # The daemon ends with its pager, and starts anew some time later.
+        answering = status_is(lambda status: status["pid"] == main_pid("diffengine.service"))
+        wait_for(answering, "the daemon does not answer")
 
     anew("diffengine.service", "systemctl restart diffengine")
     anew("diffengine.service", "systemctl kill --kill-who=main --signal=KILL diffengine")
