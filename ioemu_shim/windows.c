@@ -404,9 +404,9 @@ static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call
             mapped_runs += gained.runs;
             if (gained.mapped)
                 note_return(cluster, now_ms());
-            cluster->touched_ms = now_ms();
             end(cluster);
         }
+        cluster->touched_ms = now_ms();
         again = (wanted & ~cluster->mapped) != 0;
         if (again) {
             pthread_mutex_unlock(&lock);
@@ -414,7 +414,6 @@ static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call
             pthread_mutex_lock(&lock);
             continue;
         }
-        cluster->touched_ms = now_ms();
         cluster->calls += for_call;
         pthread_mutex_unlock(&lock);
         return true;

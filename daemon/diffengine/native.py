@@ -12,7 +12,6 @@ import errno
 import os
 import secrets
 from dataclasses import dataclass
-from enum import IntEnum
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine._native import ffi, lib
+from diffengine.array_enum import ArrayEnum
 from diffengine.errors import DiffengineError
 
 PAGE_BYTES: int = lib.DE_PAGE_SIZE
@@ -44,7 +44,7 @@ ELEMENTS = {
 }
 
 
-class PageKind(IntEnum):
+class PageKind(ArrayEnum):
     """enum de_page_kind: what a page's content is."""
 
     PLAIN = lib.DE_PAGE_PLAIN
@@ -52,7 +52,7 @@ class PageKind(IntEnum):
     SAME_FILLED = lib.DE_PAGE_SAME_FILLED
 
 
-class Encoding(IntEnum):
+class Encoding(ArrayEnum):
     """enum de_encoding: how an object's payload encodes its page."""
 
     RAW = lib.DE_ENCODING_RAW

@@ -30,6 +30,7 @@ HEADERS = (
     "machine",
     "program",
     "machine_client",
+    "latency",
     "pager",
     "pager_queue",
 )

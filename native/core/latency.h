@@ -6,8 +6,9 @@
 #ifndef DIFFENGINE_CORE_LATENCY_H
 #define DIFFENGINE_CORE_LATENCY_H
 
-#include <diffengine/pager.h>
+#include <diffengine/latency.h>
 #include <stdatomic.h>
+#include <stddef.h>
 
 struct atomic_latency {
     _Atomic(uint64_t) counts[DE_LATENCY_BUCKETS];

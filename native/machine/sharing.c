@@ -55,7 +55,7 @@ static int nominate(struct de_machine *machine, struct domain *domain, uint32_t 
         return -EINVAL;
     if (machine->frames[frame].references != 1)
         return -E2BIG;
-    /* Xen's own memory comes from frames that nobody has a claim to. It would stop here, so its adapter asks.
+    /* Xen's own memory comes from frames that nobody has a claim to; it would stop here, so its adapter asks.
      */
     if (machine->free_count <= machine->claimed)
         return -ENOMEM;

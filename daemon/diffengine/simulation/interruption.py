@@ -2,7 +2,7 @@
 """Ctrl-C that is not lost.
 
 What a signal's handler raises is dropped where C code looks for an attribute and takes every exception for "there is
-none": numpy does, of each enum that it meets, and enum's answer is Python code.
+none": numpy does, of each enum that has no answer ready (array_enum.py), and enum's own is Python code.
 """
 
 import signal

@@ -16,6 +16,7 @@
 #define DIFFENGINE_PAGER_H
 
 #include <diffengine/hypervisor.h>
+#include <diffengine/latency.h>
 #include <diffengine/store.h>
 #include <diffengine/swap.h>
 
@@ -87,7 +88,8 @@ int de_pager_add_domain(struct de_pager *pager, uint16_t domain, uint32_t gfns);
 int de_pager_remove_domain(struct de_pager *pager, uint16_t domain);
 /**
  * Before a pager ends: stop being that of each domain with nothing out, since whoever comes may know nothing
- * of this pager's state. Others are left for a successor that does. Nobody else makes proposals meanwhile.
+ * of this pager's state. Others, and those with a hold table, are left for a successor that does. Nobody else
+ * makes proposals meanwhile.
  */
 void de_pager_remove_idle(struct de_pager *pager);
 
@@ -216,14 +218,6 @@ int de_pager_failure(struct de_pager *pager, uint16_t domain, char *text, size_t
 /** Why the last command that failed (other than a proposal, whose results say it) did: one line, for whoever
  * runs the host; "" if it has no words, or they were told already. */
 void de_pager_refusal(struct de_pager *pager, char *text, size_t capacity);
-
-/** Latencies: 16 buckets per power of two, so that a percentile is right within 1/16. */
-#define DE_LATENCY_BUCKETS 640u
-struct de_latency {
-    uint64_t counts[DE_LATENCY_BUCKETS];
-};
-/** The upper end of the bucket that holds the @p fraction quantile, in ns; 0 if there are no samples. */
-uint64_t de_latency_quantile(const struct de_latency *latency, double fraction);
 
 /** Counters since creation. Reading them disturbs nobody; they may be a few events apart from one another. */
 struct de_pager_statistics {

@@ -249,6 +249,22 @@ static void kill_pager(void)
     launch_pager();
 }
 
+/* Everything is brought back, and the pager ends in good order: the next one has the domain all the same, and
+ * its hold table, for a device model attaches to one in its life. */
+static void drain_and_end_pager(void)
+{
+    de_queue_area(queue)->domains[0] = domain;
+    /* A page may be on its way in for the device model; or that is gone, and nothing watched is evicted. */
+    if (de_queue_call(queue, DE_COMMAND_RESTORE, 1) != DE_OK)
+        return;
+    end(&pager_process, SIGTERM);
+    de_queue_client_free(queue);
+    launch_pager();
+    de_queue_area(queue)->domains[0] = domain;
+    de_queue_area(queue)->gfns[0] = gfns;
+    CHECK_EQ(de_queue_call(queue, DE_COMMAND_ADD_DOMAIN, 1), DE_BUSY);
+}
+
 /* As a daemon does that is started anew. */
 static void restart_daemon(void)
 {
@@ -320,7 +336,10 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
             close_input();
         if (now_ns() > next_end_ns) {
             if (kills && daemons % 2) {
-                kill_pager();
+                if (kills % 2)
+                    kill_pager();
+                else
+                    drain_and_end_pager();
                 kills--;
             }
             restart_daemon();

@@ -385,6 +385,36 @@ static void test_killed_under_load(long kills)
     finish();
 }
 
+/* One that ends in good order is succeeded by one that knows nothing of it: of what has nothing out. */
+static void test_state_is_lost(void)
+{
+    uint8_t page[DE_PAGE_SIZE];
+    uint32_t object;
+    start();
+    CHECK_EQ(add_domain(domains[0]), DE_OK);
+    CHECK_EQ(add_domain(domains[1]), DE_OK);
+    CHECK_EQ(page_command(DE_COMMAND_WATCH, domains[0], 2, 0), DE_PROPOSAL_DONE);
+    fill(page, 3);
+    CHECK_EQ(put_raw(page, &object), DE_OK);
+    CHECK_EQ(page_command(DE_COMMAND_EVICT, domains[1], 3, object), DE_PROPOSAL_DONE);
+    de_queue_client_free(queue);
+    end(&pager_process, SIGTERM);
+    char former[sizeof state_directory];
+    memcpy(former, state_directory, sizeof former);
+    snprintf(state_directory, sizeof state_directory, "%s/other", directory);
+    CHECK_EQ(mkdir(state_directory, 0700), 0);
+    launch_pager();
+    CHECK_EQ(add_domain(domains[0]), DE_OK);
+    CHECK_EQ(add_domain(domains[1]), DE_BUSY);
+    check_guest(domains[0]);
+    de_queue_client_free(queue);
+    end(&pager_process, SIGTERM);
+    memcpy(state_directory, former, sizeof former);
+    launch_pager();
+    check_guest(domains[1]);
+    finish();
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc >= 3);
@@ -392,6 +422,7 @@ int main(int argc, char **argv)
     pager_program = argv[2];
     test_commands();
     test_refused();
+    test_state_is_lost();
     test_killed_under_load(argc > 3 ? atol(argv[3]) : 100);
     return 0;
 }

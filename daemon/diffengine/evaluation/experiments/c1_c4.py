@@ -89,9 +89,8 @@ def _verdict(results: Results) -> list[str]:
         share = result["refaults"] / max(1, result["evictions"])
         parts.append(
             f"{name}: {percent(result['saving']['mean'], 1)} saved on average; {percent(share)} of "
-            f"{result['evictions']:,} "
-            "evicted pages came "
-            f"back, and the worst vCPU stood still for {result['guest']['stall_us_per_s']:,.0f} µs per second."
+            f"{result['evictions']:,} evicted pages came back, and the "
+            f"worst vCPU stood still for {result['guest']['stall_us_per_s']:,.0f} µs per second."
         )
     if "default" in results and "aggressive-unlimited" in results:
         default, aggressive = results["default"], results["aggressive-unlimited"]

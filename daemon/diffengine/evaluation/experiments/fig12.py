@@ -184,9 +184,8 @@ def _verdict(found: dict[int, dict[str, float]], most: int | None) -> list[str]:
     if last > most:
         parts.append(
             f"With {last}, guests together do {percent(beyond)} of that, in {percent(found[last]['used'])} of the "
-            "memory: "
-            f"{found[last]['swap_mib']:,.0f} MiB are on disk, and {found[last]['refaults_per_s']:,.0f} pages a second "
-            "come back."
+            f"memory: {found[last]['swap_mib']:,.0f} MiB are on disk, and "
+            f"{found[last]['refaults_per_s']:,.0f} pages a second come back."
         )
         if beyond < 1:
             parts.append(

@@ -78,8 +78,8 @@ def _verdict(results: Results) -> list[str]:
         parts.append(
             f"{name}: {shown[0]} untouched after 10 s and {shown[1]} after 100 s (the paper: 80 % and 50 %); "
             f"{result['refaults']:,} of {result['evictions']:,} evicted pages came back, "
-            f"{percent(result['saving']['mean'])} saved "
-            f"on average, the worst vCPU stood still for {result['guest']['stall_us_per_s']:,.0f} µs per second."
+            f"{percent(result['saving']['mean'])} saved on average, the worst "
+            f"vCPU stood still for {result['guest']['stall_us_per_s']:,.0f} µs per second."
         )
     late = _at(results["default"], 100.0) if "default" in results else None
     if late is not None:

@@ -103,8 +103,8 @@ def _verdict(pairs: dict[int, tuple[Result, Result]]) -> list[str]:
         most = max(("sharing", "patching", "compression"), key=lambda t: ours["mean_by_technique"][t])
         parts.append(
             f"{count} guest{'s' if count > 1 else ''}: {percent(ours['saving']['mean'])} saved on average, most by "
-            f"{most}; "
-            f"{percent(per_second(ours) / per_second(bare), 1)} of the operations that are done without the engine."
+            f"{most}; {percent(per_second(ours) / per_second(bare), 1)} of the operations that are done without the "
+            "engine."
         )
     parts.append(
         "Sharing brings most where guests are alike, and the more the more of them there are: each further guest adds "

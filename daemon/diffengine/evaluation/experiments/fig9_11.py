@@ -184,18 +184,13 @@ def _verdict(mixes: dict[str, tuple[Result, Result]], live: dict[str, tuple[Resu
         printed = paper.FIGURES_9_TO_11[name]
         parts.append(
             f"{name}: {percent(ours['saving']['mean'])} saved on average and {percent(ours['saving']['end'])} at the "
-            "end; sharing "
-            f"alone {percent(esx['saving']['mean'])} and {percent(esx['saving']['end'])}: {_ratio(ours, esx):.2f} "
-            "times "
-            "as much on "
-            f"average (the paper: {printed.mean / printed.esx_mean:.2f})."
+            f"end; sharing alone {percent(esx['saving']['mean'])} and {percent(esx['saving']['end'])}: "
+            f"{_ratio(ours, esx):.2f} times as much on average (the paper: {printed.mean / printed.esx_mean:.2f})."
         )
     for name, (ours, esx) in live.items():
         parts.append(
             f"{name}, zero pages left out: {percent(ours['saving']['mean'])} against "
-            f"{percent(esx['saving']['mean'])} on "
-            "average, "
-            f"{_ratio(ours, esx):.2f} times as much."
+            f"{percent(esx['saving']['mean'])} on average, {_ratio(ours, esx):.2f} times as much."
         )
     parts.append(
         "Today's guests hold many zero pages, which sharing alone saves; so ratios over all memory are smaller "

@@ -221,8 +221,7 @@ def _compared(named: dict[str, Result]) -> list[str]:
     return [
         f"The paper found a small window too slow, and kept what was used in the last ten seconds. Here that spares "
         f"{percent(1 - mapped[1] / mapped[0])} of the window's mappings, and costs {points:.0f} points of the "
-        "saving at the "
-        "end."
+        "saving at the end."
     ]
 
 

@@ -169,19 +169,16 @@ def _verdict(results: Results) -> list[str]:
         saved = {label: run["saving"]["mean"] for label, run in _runs(result).items()}
         parts.append(
             f"{name}: with all techniques, guests stand still {percent(ours, 3)} of their time; with swapping "
-            "alone, which "
-            f"saved {percent(saved[f'swapping, {FASTEST}'])} against {percent(saved['ours'])}: {others}. On the "
-            "hard disk they "
-            f"do {percent(hard_disk)} of the operations."
+            f"alone, which saved {percent(saved[f'swapping, {FASTEST}'])} against {percent(saved['ours'])}: {others}. "
+            f"On the hard disk they do {percent(hard_disk)} of the operations."
         )
     worst = max(stalled_share(result["swapping"][SLOWEST]) for result in results.values())
     best = max(stalled_share(result["swapping"][FASTEST]) for result in results.values())
     parts.append(
         f"So it depends on the disk, and on how cold what goes out is: up to {percent(worst, 1)} of the time is "
-        "lost on a "
-        f"hard disk, {percent(best, 2)} on an NVMe disk, where a page comes back in some tens of microseconds. For "
-        "pages that "
-        "are cold for minutes swapping alone is a real alternative today that needs no cleverness. What speaks for "
+        f"lost on a hard disk, {percent(best, 2)} on an NVMe disk, where a page comes back in some tens of "
+        "microseconds. For pages that are "
+        "cold for minutes swapping alone is a real alternative today that needs no cleverness. What speaks for "
         "the machinery: sharing costs a reader nothing, faults are shorter by the disk's latency, and memory has no "
         "queue and does not wear out."
     )

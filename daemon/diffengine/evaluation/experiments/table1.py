@@ -114,8 +114,7 @@ def _verdict(counts: dict[str, dict[str, float]]) -> list[str]:
         parts.append(
             f"{name}: sharing frees {percent(after_sharing)} of the memory (the paper: 50 %), and patching takes it to "
             f"{percent(after_patching)} (77 %). {percent(count['zero'] / total)} of all pages are zero (the paper: "
-            "38 %), and "
-            f"{percent(shared_share)} of the others have a copy. The paper's detector finds a patch for "
+            f"38 %), and {percent(shared_share)} of the others have a copy. The paper's detector finds a patch for "
             f"{percent(patched_share)} of what sharing leaves (the paper: 74 %)."
         )
     parts.append(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffengine.hypervisor.protocol import Addresses, Capabilities, DomainFrames, DomainInfo, Gfns, HostMemory, Life
-from diffengine.hypervisor.xen import log
+from diffengine.hypervisor.xen import log_dirty
 from diffengine.hypervisor.xen.connection import DOM0, Connection, XenDomain, XenError
 from diffengine.hypervisor.xen.probe import Abilities, probe
 from diffengine.native import PAGE_BYTES
@@ -217,10 +217,10 @@ class XenHost:
         return None
 
     def log_dirty(self, domid: int, on: bool) -> bool:
-        return log.switch_on(self._connection, domid) if on else log.switch_off(self._connection, domid)
+        return (log_dirty.enable if on else log_dirty.disable)(self._connection, domid)
 
     def take_dirty(self, domid: int, gfns: int) -> NDArray[np.bool_] | None:
-        return log.take(self._connection, domid, gfns)
+        return log_dirty.take(self._connection, domid, gfns)
 
 
 def _pointer(ffi: Any, kind: str, array: NDArray[Any], writes: bool = False) -> Any:
