@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is written on the command line, as values: sizes, whole numbers, groups."""
+"""What is written on the command line, as values: sizes, whole numbers, groups; and a size as it is shown."""
 
 import argparse
 
 import pytest
 
 from diffengine.cli.analyze import UsageError, parse_groups
+from diffengine.cli.status import mib
 from diffengine.cli.values import size, whole_number
 
 
@@ -68,3 +69,10 @@ def test_groups_that_can_not_be(texts: list[str], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint) as told:
         parse_groups(texts, ["a.raw", "b.raw"])
     assert told.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0.0 MiB"), (-4096, "0.0 MiB"), (-(1 << 20), "-1.0 MiB"), (3 << 29, "1,536.0 MiB")]
+)
+def test_a_size_that_is_shown(count: int, text: str) -> None:
+    assert mib(count) == text

@@ -194,4 +194,5 @@ def show_event(console: Output, event: Values) -> None:
 
 
 def mib(count: int) -> str:
-    return f"{count / MIB:,.1f} MiB"
+    # + 0.0: a few pages of costs before anything is saved are 0.0, not -0.0.
+    return f"{round(count / MIB, 1) + 0.0:,.1f} MiB"
