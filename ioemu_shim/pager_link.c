@@ -57,6 +57,15 @@ static bool say_hello(uint32_t domain)
     return greeted;
 }
 
+/* It is tried over and over, and said once. */
+static void complain(const char *why)
+{
+    static bool said;
+    if (!said)
+        fprintf(stderr, "diffengine-ioemu: %s; nothing of this domain is evicted\n", why);
+    said = true;
+}
+
 static void take_answer(const struct de_device_model_answer *answer, int fd)
 {
     bool known = answer->magic == DE_DEVICE_MODELS_MAGIC && answer->version == DE_DEVICE_MODELS_VERSION;
@@ -64,15 +73,13 @@ static void take_answer(const struct de_device_model_answer *answer, int fd)
         state = LINK_WAITING;
         return;
     }
-    hang_up();
     if (known && answer->kind == DE_DEVICE_MODEL_TABLE && fd >= 0) {
         table = fd;
         state = LINK_RECEIVED;
         return;
     }
-    fprintf(stderr,
-            "diffengine-ioemu: the pager speaks another version of the protocol; this domain's memory "
-            "stays mapped, and nothing of it is evicted\n");
+    hang_up();
+    complain("the pager speaks another version of the protocol; this domain's memory stays mapped");
     if (fd >= 0)
         close(fd);
 }
@@ -108,8 +115,12 @@ static bool has_answer(int timeout_ms)
 
 enum link_state link_continue(uint32_t domain)
 {
-    if (state == LINK_ATTACHED || state == LINK_RECEIVED)
+    if (state == LINK_RECEIVED || (state == LINK_ATTACHED && !de_holds_ended(link_holds())))
         return state;
+    if (state == LINK_ATTACHED) {
+        greeted = false;
+        state = LINK_NONE;
+    }
     link_connect();
     if (connection < 0)
         return state;
@@ -133,12 +144,12 @@ bool link_attach(void)
     struct de_holds *holds;
     int status = de_holds_attach_fd(table, &holds);
     table = -1;
+    greeted = false;
     state = status == DE_OK ? LINK_ATTACHED : LINK_NONE;
     if (status == DE_OK)
-        atomic_store(&attached, holds);
+        de_holds_close(atomic_exchange(&attached, holds));
     else
-        fprintf(stderr, "diffengine-ioemu: hold table: %s; nothing of this domain is evicted\n",
-                de_status_text(status));
+        complain(de_status_text(status));
     return status == DE_OK;
 }
 

@@ -69,17 +69,19 @@ static pthread_mutex_t lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct window **windows; /**< by address */
 static size_t window_count, window_capacity;
-static struct window *left_overs; /**< windows of which parts went: mapped, and held, for ever */
-static struct plain *plains;
+static struct window *left_overs; /**< of which parts went: mapped, perhaps, and held for ever */
+static struct plain *plains, *left_over_plains;
 static uint64_t mapped_runs; /**< of all windows: the kernel allows a process only so many mappings */
 static unsigned workers;
-static bool attaching; /**< nobody is to begin to work */
+static unsigned takings; /**< what is taken out, and listed nowhere: nobody is to attach meanwhile */
+static bool attaching;   /**< nobody is to begin to work, or to take anything out */
 static uint32_t bound_domain;
 static bool bound;
 static uint64_t link_looked_ms;
 /* Bounds of all windows there ever were. */
 static _Atomic(uintptr_t) lowest = UINTPTR_MAX, highest;
 static __thread bool mapping_here;
+static __thread bool has_lock; /**< of what it unmaps now nothing is in a window */
 
 /* Some milliseconds late, and so only read from memory. */
 static uint64_t now_ms(void)
@@ -97,7 +99,7 @@ bool windows_mapping_here(void)
 bool windows_near(const void *address, size_t bytes)
 {
     uintptr_t from = (uintptr_t)address;
-    return bytes && from < atomic_load(&highest) && from + bytes > atomic_load(&lowest);
+    return bytes && !has_lock && from < atomic_load(&highest) && from + bytes > atomic_load(&lowest);
 }
 
 /* The first window that ends behind the address; the lock is held. */
@@ -353,6 +355,24 @@ static void end(struct cluster *cluster)
     pthread_cond_broadcast(&changed);
 }
 
+/* Work on no cluster. */
+static void begin_alone(void)
+{
+    pthread_mutex_lock(&lock);
+    while (attaching)
+        pthread_cond_wait(&changed, &lock);
+    workers++;
+    pthread_mutex_unlock(&lock);
+}
+
+static void end_alone(void)
+{
+    pthread_mutex_lock(&lock);
+    workers--;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
 static void note_return(struct cluster *cluster, uint64_t now)
 {
     if (!cluster->emptied_ms)
@@ -522,6 +542,7 @@ static struct window *window_make(const struct request *request)
  */
 static bool probe(struct window *window, const struct request *request, int *errors)
 {
+    begin_alone();
     size_t count = 0;
     xen_pfn_t *gfns = calloc(request->pages, sizeof *gfns);
     uint32_t *places = calloc(request->pages, sizeof *places);
@@ -556,6 +577,7 @@ static bool probe(struct window *window, const struct request *request, int *err
     free(places);
     free(found);
     free(held);
+    end_alone();
     return mapped != NULL;
 }
 
@@ -585,7 +607,7 @@ static bool list(struct window *window)
     return listed;
 }
 
-/* Whether the pager is there, for this domain. */
+/* Whether the pager is there, for this domain, or was, and may come back. */
 static bool is_possible(uint32_t domain)
 {
     pthread_mutex_lock(&lock);
@@ -593,7 +615,7 @@ static bool is_possible(uint32_t domain)
         bound = true;
         bound_domain = domain;
     }
-    bool possible = domain == bound_domain && link_continue(domain) != LINK_NONE;
+    bool possible = domain == bound_domain && (link_continue(domain) != LINK_NONE || link_holds());
     pthread_mutex_unlock(&lock);
     return possible && faults_start();
 }
@@ -650,10 +672,7 @@ struct plain *windows_plain_begin(const struct request *request)
     pthread_mutex_unlock(&lock);
     for (size_t i = 0; i < plain->pages && plain->held; i++)
         take_hold(plain->gfns[i]);
-    pthread_mutex_lock(&lock);
-    workers--;
-    pthread_cond_broadcast(&changed);
-    pthread_mutex_unlock(&lock);
+    end_alone();
     if (ours)
         return plain;
     free(plain);
@@ -679,13 +698,13 @@ void windows_plain_made(struct plain *plain, void *address)
     struct plain **link = &plains;
     while (!address && *link != plain)
         link = &(*link)->next;
-    if (!address)
+    if (!address) {
         *link = plain->next;
+        drop_plain_holds(plain);
+    }
     pthread_mutex_unlock(&lock);
-    if (address)
-        return;
-    drop_plain_holds(plain);
-    free(plain);
+    if (!address)
+        free(plain);
 }
 
 static bool is_worked_on(const struct window *window)
@@ -731,7 +750,7 @@ static struct window *take_windows(uintptr_t from, uintptr_t to)
         if (!window)
             return taken;
         bool whole = from <= window->from && to >= window->from + window->pages * DE_PAGE_SIZE;
-        if (attaching || window->cut == CUT_UNDER_WAY || is_worked_on(window)) {
+        if (window->cut == CUT_UNDER_WAY || is_worked_on(window)) {
             pthread_cond_wait(&changed, &lock);
         } else if (!whole && window->cut == CUT_NOT) {
             cut(window);
@@ -762,11 +781,20 @@ static struct plain *take_plains(uintptr_t from, uintptr_t to)
     return taken;
 }
 
+static bool is_nothing(struct taken taken)
+{
+    return !taken.windows && !taken.plains;
+}
+
 struct taken windows_take_out(uintptr_t from, size_t bytes)
 {
     pthread_mutex_lock(&lock);
+    while (attaching)
+        pthread_cond_wait(&changed, &lock);
+    takings++;
     struct taken taken = {.windows = take_windows(from, from + bytes),
                           .plains = take_plains(from, from + bytes)};
+    takings -= is_nothing(taken);
     pthread_mutex_unlock(&lock);
     return taken;
 }
@@ -777,36 +805,55 @@ static void drop_window_holds(const struct window *window)
         drop_holds(window->gfns + first_page(window, i), window->clusters[i].held);
 }
 
-static void finish_taken(struct taken taken, bool drop)
+void windows_forget(struct taken taken)
 {
+    if (is_nothing(taken))
+        return;
     while (taken.windows) {
         struct window *window = taken.windows;
         taken.windows = window->next;
-        if (drop)
-            drop_window_holds(window);
+        drop_window_holds(window);
         window_free(window);
     }
     while (taken.plains) {
         struct plain *plain = taken.plains;
         taken.plains = plain->next;
-        if (drop)
-            drop_plain_holds(plain);
+        drop_plain_holds(plain);
         free(plain);
     }
+    pthread_mutex_lock(&lock);
+    takings--;
+    pthread_mutex_unlock(&lock);
 }
 
-void windows_forget(struct taken taken)
+static void leave_over_window(struct window *window)
 {
-    finish_taken(taken, true);
+    window->next = left_overs;
+    left_overs = window;
 }
 
 void windows_abandon(struct taken taken)
 {
-    finish_taken(taken, false);
+    if (is_nothing(taken))
+        return;
+    pthread_mutex_lock(&lock);
+    while (taken.windows) {
+        struct window *window = taken.windows;
+        taken.windows = window->next;
+        leave_over_window(window);
+    }
+    while (taken.plains) {
+        struct plain *plain = taken.plains;
+        taken.plains = plain->next;
+        plain->next = left_over_plains;
+        left_over_plains = plain;
+    }
+    takings--;
+    pthread_mutex_unlock(&lock);
 }
 
 /* What is mapped and has no hold yet; the lock is held. */
-static void hold_window(const struct window *window)
+static void hold_window(struct window *window)
 {
     for (size_t i = 0; i < window->cluster_count; i++) {
         struct cluster *cluster = &window->clusters[i];
@@ -827,8 +874,8 @@ static void hold_plain(struct plain *plain)
 
 void windows_put_back(struct taken taken)
 {
-    struct taken lost = {.windows = NULL};
     pthread_mutex_lock(&lock);
+    takings -= !is_nothing(taken);
     while (taken.windows) {
         struct window *window = taken.windows;
         taken.windows = window->next;
@@ -838,8 +885,7 @@ void windows_put_back(struct taken taken)
         if (list(window))
             continue;
         mapped_runs -= runs_of(window);
-        window->next = lost.windows;
-        lost.windows = window;
+        leave_over_window(window);
     }
     while (taken.plains) {
         struct plain *plain = taken.plains;
@@ -850,7 +896,6 @@ void windows_put_back(struct taken taken)
         plains = plain;
     }
     pthread_mutex_unlock(&lock);
-    windows_abandon(lost);
 }
 
 /* Ageing. */
@@ -914,29 +959,50 @@ static void age(uint64_t now)
     }
 }
 
-/* The lock is held, nobody works: what is mapped stays mapped until its holds are taken. */
+/* What holds there were, were in another table. */
+static void hold_window_anew(struct window *window)
+{
+    for (size_t i = 0; i < window->cluster_count; i++)
+        window->clusters[i].held = 0;
+    hold_window(window);
+}
+
+static void hold_plains_anew(struct plain *list)
+{
+    for (struct plain *plain = list; plain; plain = plain->next) {
+        plain->held = false;
+        hold_plain(plain);
+    }
+}
+
+/* The lock is held, nobody works, nothing is taken out: what is mapped stays mapped until its holds are
+ * taken.
+ */
 static void take_all_holds(void)
 {
     for (size_t place = 0; place < window_count; place++)
-        hold_window(windows[place]);
+        hold_window_anew(windows[place]);
     for (struct window *window = left_overs; window; window = window->next)
-        hold_window(window);
-    for (struct plain *plain = plains; plain; plain = plain->next)
-        hold_plain(plain);
+        hold_window_anew(window);
+    hold_plains_anew(plains);
+    hold_plains_anew(left_over_plains);
 }
 
 static void look_for_pager(uint64_t now)
 {
-    if (!bound || link_holds() || now - link_looked_ms < LOOK_FOR_PAGER_MS)
+    if (!bound || now - link_looked_ms < LOOK_FOR_PAGER_MS)
         return;
     link_looked_ms = now;
-    if (link_continue(bound_domain) != LINK_RECEIVED)
+    /* What is being unmapped is in no list: its holds could not be taken. So, the next time. */
+    if (link_continue(bound_domain) != LINK_RECEIVED || takings)
         return;
     attaching = true;
     while (workers)
         pthread_cond_wait(&changed, &lock);
+    has_lock = true;
     if (link_attach())
         take_all_holds();
+    has_lock = false;
     attaching = false;
     pthread_cond_broadcast(&changed);
 }

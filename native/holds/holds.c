@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@
 #include <unistd.h>
 
 #define HOLDS_MAGIC 0x0a73646c6f684544u /* "DEholds\n" */
-#define HOLDS_VERSION 3u
+#define HOLDS_VERSION 4u
 #define NAME_BYTES 16u
 #define COUNT 0x1fu
 #define HINTS ((unsigned)DE_HOLDS_SHARED | (unsigned)DE_HOLDS_OUT)
@@ -50,6 +51,7 @@ struct holds_header {
     uint32_t gfns;
     struct de_uuid uuid;
     uint16_t domain;
+    _Atomic(uint32_t) ended;              /**< not 0: no pager will look at it again */
     _Alignas(64) _Atomic(uint32_t) asked; /**< requests so far: the pager sleeps on it */
     _Alignas(64) struct request requests[DE_HOLDS_REQUESTS];
 };
@@ -226,8 +228,8 @@ int de_holds_reopen(int directory, uint16_t domain, const struct de_uuid *uuid, 
     if (status != DE_OK)
         return status;
     guard(holds);
-    bool same =
-        check(holds) == DE_OK && holds->gfns == gfns && memcmp(&holds->header->uuid, uuid, sizeof *uuid) == 0;
+    bool same = check(holds) == DE_OK && holds->gfns == gfns && !de_holds_ended(holds) &&
+                memcmp(&holds->header->uuid, uuid, sizeof *uuid) == 0;
     if (!same) {
         de_holds_close(holds);
         return DE_CORRUPT;
@@ -273,7 +275,10 @@ void de_holds_remove(int directory, uint16_t domain)
     name_of(domain, name);
     int fd = directory < 0 ? -1 : openat(directory, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd >= 0) {
+        const uint32_t ended = 1;
         unlock_all(fd);
+        /* Whom this can't be told goes without a table that counts. */
+        (void)!pwrite(fd, &ended, sizeof ended, offsetof(struct holds_header, ended));
         close(fd);
     }
     if (directory >= 0)
@@ -415,6 +420,11 @@ int de_holds_attach(const char *path, struct de_holds **result)
     /* A description of its own: a lock belongs to that, not to the file. */
     int fd = open(path, O_RDWR | O_CLOEXEC);
     return fd < 0 ? DE_SYSTEM : de_holds_attach_fd(fd, result);
+}
+
+bool de_holds_ended(const struct de_holds *holds)
+{
+    return atomic_load(&holds->header->ended) != 0;
 }
 
 int de_holds_take(struct de_holds *holds, uint32_t gfn)

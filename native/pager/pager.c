@@ -416,8 +416,7 @@ void de_pager_remove_idle(struct de_pager *pager)
 {
     for (size_t i = 0; i < DE_PAGER_MAX_DOMAINS; i++) {
         struct pager_domain *domain = pager->domains[i];
-        /* A device model attaches to one hold table for its whole life. */
-        if (!domain || atomic_load(&domain->holds) || has_pages_out(domain))
+        if (!domain || has_pages_out(domain))
             continue;
         uint16_t id = domain->id;
         /* Pages may be watched. */

@@ -19,15 +19,16 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define MAX_VISITORS 128u
+#define MAX_VISITORS (DE_PAGER_MAX_DOMAINS + 64u)
 /** How often to look for a table that somebody waits for. */
 #define LOOK_MS 100
 
 /** A connection. */
 struct visitor {
     int socket;
-    bool waits;      /**< said hello, and waits for the table */
-    uint16_t domain; /**< then */
+    bool known;      /**< said hello */
+    bool waits;      /**< and waits for a table */
+    uint16_t domain; /**< if known: for good, as it may have given up the privileges that it came with */
 };
 
 struct de_device_models {
@@ -83,30 +84,32 @@ static bool take_hello(struct visitor *visitor)
     ssize_t bytes = recv(visitor->socket, untrusted, sizeof untrusted, MSG_DONTWAIT);
     if (bytes < 0 && (errno == EAGAIN || errno == EINTR))
         return true;
-    /* Whoever says more than one thing, or leaves, is done with. */
-    if (bytes <= 0 || visitor->waits || !de_device_model_hello_check(untrusted, (size_t)bytes, &hello))
+    /* Whoever says more than one thing at a time, or leaves, is done with. */
+    if (bytes <= 0 || visitor->waits || !de_device_model_hello_check(untrusted, (size_t)bytes, &hello) ||
+        (visitor->known && visitor->domain != hello.domain))
         return false;
     bool same = hello.version == DE_DEVICE_MODELS_VERSION;
-    visitor->waits = same;
+    visitor->waits = visitor->known = same;
     visitor->domain = hello.domain;
     return send_answer(visitor->socket, same ? DE_DEVICE_MODEL_WAIT : DE_DEVICE_MODEL_VERSION, -1) && same;
 }
 
-/* @return whether the visitor stays. */
-static bool give_table(struct de_device_models *models, const struct visitor *visitor)
+/* If there is one. */
+static void give_table(struct de_device_models *models, struct visitor *visitor)
 {
     char path[64];
     /* The pager need not have heard of it from anybody else. */
     if (de_pager_set_device_model(models->pager, visitor->domain) != DE_OK ||
         de_pager_holds_path(models->pager, visitor->domain, path, sizeof path) != DE_OK)
-        return true;
+        return;
     /* A description of its own, as the lock is on that. */
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
-        return true;
+        return;
+    /* If it can't be sent, nobody is there, and that will be seen. */
     send_answer(visitor->socket, DE_DEVICE_MODEL_TABLE, fd);
     close(fd);
-    return false;
+    visitor->waits = false;
 }
 
 static void welcome(struct de_device_models *models)
@@ -128,7 +131,7 @@ static void look_after(struct de_device_models *models, const struct pollfd *pol
         struct visitor visitor = models->visitors[i];
         bool stays = i >= polled || !polls[i].revents || take_hello(&visitor);
         if (stays && visitor.waits)
-            stays = give_table(models, &visitor);
+            give_table(models, &visitor);
         if (stays)
             models->visitors[kept++] = visitor;
         else

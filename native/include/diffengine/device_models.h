@@ -2,11 +2,12 @@
 /**
  * @file device_models.h
  * How a device model gets its domain's hold table (holds.h) from the pager: over the socket `device-models`
- * in the state directory (SOCK_SEQPACKET). The device model says hello, once; it is told at once whether the
+ * in the state directory (SOCK_SEQPACKET). The device model says hello; it is told at once whether the
  * pager speaks its version, and gets the table as soon as the pager has the domain, perhaps much later (a
  * device model starts before its domain is known to anybody). A domain that one came for has a device model
- * (de_pager_set_device_model()). Then the connection ends, and is not
- * missed: from then on the table is all that both sides need, whoever is the pager.
+ * (de_pager_set_device_model()). From then on the table is all that both sides need, whoever is the pager.
+ * Should it end (de_holds_ended()), the device model says hello once more, for the same domain: over this
+ * connection, if it is still there, since it may be allowed no other by then.
  */
 #ifndef DIFFENGINE_DEVICE_MODELS_H
 #define DIFFENGINE_DEVICE_MODELS_H

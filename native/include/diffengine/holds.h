@@ -49,13 +49,13 @@ enum de_holds_hint {
 int de_holds_create(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
                     struct de_holds **holds);
 /** The pager after a takeover: the same table, with nothing locked and no hints. DE_OK, DE_NOT_FOUND,
- * DE_CORRUPT (also: another domain's, which had this id before), DE_NO_MEMORY, DE_SYSTEM. */
+ * DE_CORRUPT (also: it ended, or is another domain's, which had this id before), DE_NO_MEMORY, DE_SYSTEM. */
 int de_holds_reopen(int directory, uint16_t domain, const struct de_uuid *uuid, uint32_t gfns,
                     struct de_holds **holds);
 /** Also gives up what de_holds_attach() got. */
 void de_holds_close(struct de_holds *holds);
-/** The pager: the domain is gone, or gets another table. A device model that waits for a page of it goes on.
- */
+/** The pager: the domain is gone, not its own any more, or gets another table. A device model that waits for
+ * a page of it goes on, and finds that the table ended. */
 void de_holds_remove(int directory, uint16_t domain);
 /** The table's descriptor, owned by the table. Of a device model's: -1. */
 int de_holds_fd(const struct de_holds *holds);
@@ -90,6 +90,8 @@ int de_holds_attach(const char *path, struct de_holds **holds);
 /** The same with a descriptor from the pager, which is closed, with success or without: the mapping keeps
  * what the lock is on, and a descriptor that is not there can't be used to truncate the table. */
 int de_holds_attach_fd(int fd, struct de_holds **holds);
+/** A device model: whether the pager gave the table up, for good. Then it is to attach to another one. */
+bool de_holds_ended(const struct de_holds *holds);
 /**
  * A device model, before it maps: waits while the pager evicts the page (some 10 us; after a pager's death
  * until the next one). Any thread. @return DE_OK, or DE_INVALID: no such page.

@@ -88,8 +88,7 @@ int de_pager_add_domain(struct de_pager *pager, uint16_t domain, uint32_t gfns);
 int de_pager_remove_domain(struct de_pager *pager, uint16_t domain);
 /**
  * Before a pager ends: stop being that of each domain with nothing out, since whoever comes may know nothing
- * of this pager's state. Others, and those with a hold table, are left for a successor that does. Nobody else
- * makes proposals meanwhile.
+ * of this pager's state. Others are left for a successor that does. Nobody else makes proposals meanwhile.
  */
 void de_pager_remove_idle(struct de_pager *pager);
 

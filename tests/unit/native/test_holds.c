@@ -322,9 +322,23 @@ static void test_socket(void)
     check_page(domain, 0, 60);
     de_holds_close(holds);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_HOLDS);
+    /* The pager gives the domain up, and has it anew: another table comes over the same connection. */
+    CHECK_EQ(de_pager_remove_domain(pager, domain), DE_OK);
+    hello.domain = domain;
+    CHECK_EQ(send(early, &hello, sizeof hello, 0), (ssize_t)sizeof hello);
+    CHECK_EQ(hear(early, &fd), DE_DEVICE_MODEL_WAIT);
+    CHECK_EQ(de_pager_add_domain(pager, domain, 2), DE_OK);
+    CHECK_EQ(hear(early, &fd), DE_DEVICE_MODEL_TABLE);
+    CHECK_EQ(de_holds_attach_fd(fd, &holds), DE_OK);
+    CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
+    check_page(domain, 0, 60);
+    de_holds_close(holds);
     /* One that waits when the pager ends. */
     hello.domain = 999;
     int late = visit(directory, &hello, sizeof hello);
+    /* It came for one domain, and is heard of no other. */
+    CHECK_EQ(send(early, &hello, sizeof hello, 0), (ssize_t)sizeof hello);
+    CHECK_EQ(hear(early, &fd), -1);
     CHECK_EQ(hear(late, &fd), DE_DEVICE_MODEL_WAIT);
     de_device_models_free(models);
     CHECK_EQ(hear(late, &fd), -1);
@@ -462,8 +476,9 @@ static void test_successor(void)
     struct de_holds *mine, *device, *next;
     static const struct de_uuid uuid = {{1}}, other = {{2}};
     CHECK_EQ(de_holds_create(fd, 7, &uuid, 100, &mine), DE_OK);
-    char path[96];
+    char path[96], kept[96];
     snprintf(path, sizeof path, "%s/holds-7", directory);
+    snprintf(kept, sizeof kept, "%s/kept", directory);
     CHECK_EQ(de_holds_attach(path, &device), DE_OK);
     CHECK_EQ(de_holds_take(device, 1), DE_OK);
     CHECK(de_holds_lock(mine, 3));
@@ -478,6 +493,21 @@ static void test_successor(void)
     CHECK(!de_holds_lock(next, 1));
     de_holds_close(device);
     CHECK(!de_holds_attached(next));
+    CHECK_EQ(de_holds_attach(path, &device), DE_OK);
+    CHECK(!de_holds_ended(device));
+    de_holds_close(next);
+    /* Given up: it is not taken up again, not even by a successor that finds it still there. */
+    CHECK_EQ(link(path, kept), 0);
+    de_holds_remove(fd, 7);
+    CHECK(de_holds_ended(device));
+    CHECK_EQ(rename(kept, path), 0);
+    CHECK_EQ(de_holds_reopen(fd, 7, &uuid, 100, &next), DE_CORRUPT);
+    CHECK_EQ(de_holds_create(fd, 7, &uuid, 100, &next), DE_OK);
+    CHECK(!de_holds_attached(next));
+    de_holds_close(device);
+    CHECK_EQ(de_holds_attach(path, &device), DE_OK);
+    CHECK(!de_holds_ended(device));
+    de_holds_close(device);
     de_holds_close(next);
     de_holds_remove(fd, 7);
     CHECK_EQ(close(fd), 0);

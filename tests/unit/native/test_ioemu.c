@@ -36,6 +36,8 @@
 #define STAYS_GFN 5u
 #define REST_GFN 70u
 #define OFTEN_GFN 600u
+#define ELSEWHERE_GFN 700u
+#define ATTACHED_NS (60 * (uint64_t)NS_PER_S)
 #define FOR_EVER_MS "3600000"
 #define GAP_US "500000"
 /* And as `touching`: 16 clusters of 16 pages. */
@@ -133,16 +135,23 @@ static pid_t launch_device_model(const char *operations, const char *mode, bool 
     char domain_text[16], gfns_text[16];
     snprintf(domain_text, sizeof domain_text, "%u", domain);
     snprintf(gfns_text, sizeof gfns_text, "%u", gfns);
-    int input[2];
+    int input[2], executed[2];
+    char byte;
     CHECK_EQ(pipe2(input, O_CLOEXEC), 0);
+    CHECK_EQ(pipe2(executed, O_CLOEXEC), 0);
     pid_t child = fork();
     if (child == 0)
         dup2(input[0], STDIN_FILENO);
     CHECK(child >= 0);
     close(input[0]);
     device_input = input[1];
-    if (child)
+    if (child) {
+        /* Until then it has all that is open here, locks too. */
+        close(executed[1]);
+        CHECK_EQ(read(executed[0], &byte, 1), 0);
+        close(executed[0]);
         return child;
+    }
     setenv("DIFFENGINE_MACHINE", socket_path, 1);
     setenv("DIFFENGINE_STATE", strcmp(shim, "none") ? state_directory : "/nowhere", 1);
     setenv("DIFFENGINE_IOEMU_IDLE_MS",
@@ -155,11 +164,10 @@ static pid_t launch_device_model(const char *operations, const char *mode, bool 
         setenv("DIFFENGINE_MACHINE_REFUSALS", "3", 1);
     if (!strcmp(mode, "blocking"))
         setenv("DIFFENGINE_MACHINE_GAP_US", GAP_US, 1);
-    if (by_signal) {
+    if (by_signal)
         setenv("DIFFENGINE_IOEMU_FAULTS", "signal", 1);
-        /* It takes a fault's handler, which maps and locks, for one that may have interrupted anything. */
-        add_option("TSAN_OPTIONS", "report_signal_unsafe=0");
-    }
+    /* It takes a fault's handler, which maps and locks, for one that may have interrupted anything. */
+    add_option("TSAN_OPTIONS", "report_signal_unsafe=0");
     if (strcmp(shim, "linked") && strcmp(shim, "none"))
         setenv("LD_PRELOAD", shim, 1);
     execl(device_program, device_program, domain_text, gfns_text, operations, "3", "7", disk_path,
@@ -249,20 +257,49 @@ static void kill_pager(void)
     launch_pager();
 }
 
-/* Everything is brought back, and the pager ends in good order: the next one has the domain all the same, and
- * its hold table, for a device model attaches to one in its life. */
-static void drain_and_end_pager(void)
+static int domain_command(uint32_t command)
 {
     de_queue_area(queue)->domains[0] = domain;
+    de_queue_area(queue)->gfns[0] = gfns;
+    return de_queue_call(queue, command, 1);
+}
+
+static void add_domain(void)
+{
+    CHECK_EQ(domain_command(DE_COMMAND_ADD_DOMAIN), DE_OK);
+    CHECK_EQ(domain_command(DE_COMMAND_DEVICE_MODEL), DE_OK);
+}
+
+/* Everything is brought back, and the pager ends in good order: the next one has nothing, not even the hold
+ * table that the device model keeps. */
+static void drain_and_end_pager(void)
+{
     /* A page may be on its way in for the device model; or that is gone, and nothing watched is evicted. */
-    if (de_queue_call(queue, DE_COMMAND_RESTORE, 1) != DE_OK)
+    if (domain_command(DE_COMMAND_RESTORE) != DE_OK)
         return;
     end(&pager_process, SIGTERM);
     de_queue_client_free(queue);
     launch_pager();
-    de_queue_area(queue)->domains[0] = domain;
-    de_queue_area(queue)->gfns[0] = gfns;
-    CHECK_EQ(de_queue_call(queue, DE_COMMAND_ADD_DOMAIN, 1), DE_BUSY);
+    add_domain();
+}
+
+static int control_command(uint32_t command)
+{
+    struct de_queue_client *operator;
+    CHECK_EQ(de_queue_connect_operator(state_directory, &operator), DE_OK);
+    de_queue_area(operator)->domains[0] = domain;
+    int status = de_queue_call(operator, command, 1);
+    de_queue_client_free(operator);
+    return status;
+}
+
+static void release_and_take_back(void)
+{
+    if (control_command(DE_COMMAND_RELEASE_DOMAIN) != DE_OK)
+        return; /* likewise */
+    CHECK_EQ(domain_command(DE_COMMAND_ADD_DOMAIN), DE_BUSY);
+    CHECK_EQ(control_command(DE_COMMAND_TAKE_BACK_DOMAIN), DE_OK);
+    add_domain();
 }
 
 /* As a daemon does that is started anew. */
@@ -310,6 +347,7 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
     int status;
     uint64_t random = 5, mapped = 0, samples = 0, began_ns, next_end_ns, daemons = 0;
     /* Benchmarks: one for pages in use, one for pages that are all out at first. */
+    void (*const ends[])(void) = {release_and_take_back, kill_pager, drain_and_end_pager};
     bool random_io = !strcmp(mode, "random"), evicting = !random_io && strcmp(mode, "sequential") != 0;
     start();
     for (uint32_t gfn = 0; random_io && gfn < gfns; gfn++)
@@ -336,10 +374,7 @@ static int run(const char *operations, long kills, const char *mode, bool by_sig
             close_input();
         if (now_ns() > next_end_ns) {
             if (kills && daemons % 2) {
-                if (kills % 2)
-                    kill_pager();
-                else
-                    drain_and_end_pager();
+                (*ends[kills % 3])();
                 kills--;
             }
             restart_daemon();
@@ -493,8 +528,21 @@ static void go_on(void)
     CHECK_EQ(write(device_input, "x", 1), 1);
 }
 
+/* It is not attached yet; or it is, and takes the holds of what it has mapped just now. */
+static void await_held(uint32_t gfn)
+{
+    int result;
+    uint64_t deadline_ns = now_ns() + ATTACHED_NS;
+    while ((result = propose_page(gfn)) == DE_PROPOSAL_NO_HOLDS || result == DE_PROPOSAL_BUSY) {
+        CHECK(now_ns() < deadline_ns);
+        usleep(1000);
+    }
+    CHECK_EQ(result, DE_PROPOSAL_HELD);
+}
+
 /* What could not be unmapped is held still, and can be written to; so is what is left of a window of which
- * parts went; and what was mapped more often than can be counted, to the device model's end. */
+ * parts went; and what was mapped more often than can be counted, to the device model's end. All that also in
+ * another table, when the pager has the domain anew. */
 static void test_unmapping(bool by_signal)
 {
     struct de_client_vcpu *vcpu;
@@ -504,17 +552,25 @@ static void test_unmapping(bool by_signal)
     CHECK_EQ(de_queue_call(queue, DE_COMMAND_DEVICE_MODEL, 1), DE_OK);
     pid_t device = launch_device_model("0", "unmapping", by_signal);
     await_step(1);
-    int result;
-    /* Not attached yet; or it is, and takes the holds of what it has mapped just now. */
-    while ((result = propose_page(STAYS_GFN)) == DE_PROPOSAL_NO_HOLDS || result == DE_PROPOSAL_BUSY)
-        usleep(1000);
-    CHECK_EQ(result, DE_PROPOSAL_HELD);
+    await_held(STAYS_GFN);
+    CHECK_EQ(propose_page(ELSEWHERE_GFN), DE_PROPOSAL_DONE);
+    release_and_take_back();
+    await_held(STAYS_GFN);
     go_on();
     await_step(2);
     CHECK_EQ(propose_page(REST_GFN), DE_PROPOSAL_HELD);
     go_on();
     await_step(3);
     CHECK_EQ(propose_page(OFTEN_GFN), DE_PROPOSAL_HELD);
+    CHECK_EQ(propose_page(ELSEWHERE_GFN), DE_PROPOSAL_DONE);
+    void (*const ends[])(void) = {release_and_take_back, drain_and_end_pager};
+    for (unsigned i = 0; i < 2; i++) {
+        (*ends[i])();
+        await_held(STAYS_GFN);
+        CHECK_EQ(propose_page(REST_GFN), DE_PROPOSAL_HELD);
+        CHECK_EQ(propose_page(OFTEN_GFN), DE_PROPOSAL_DONE);
+        CHECK_EQ(propose_page(ELSEWHERE_GFN), DE_PROPOSAL_DONE);
+    }
     close_input();
     CHECK_EQ(waitpid(device, &status, 0), device);
     CHECK(WIFEXITED(status) && !WEXITSTATUS(status));
@@ -582,7 +638,7 @@ int main(int argc, char **argv)
         return run(argv[5], argc > 6 ? atol(argv[6]) : 0, mode, !has_userfaultfd());
     }
     if (has_userfaultfd()) {
-        CHECK_EQ(run("3000", 2, "mixed", false), 0);
+        CHECK_EQ(run("3000", 3, "mixed", false), 0);
         test_lost_write();
         test_no_frame(false);
         test_waiting(false);
@@ -597,6 +653,6 @@ int main(int argc, char **argv)
     test_unmapping(true);
     test_most_mappings(true);
     test_blocked_signals(true);
-    CHECK_EQ(run("1000", 1, "mixed", true), 0);
+    CHECK_EQ(run("1000", 3, "mixed", true), 0);
     return 0;
 }
