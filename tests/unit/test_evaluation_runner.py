@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Steps in processes of their own: results are kept, failures stay where they are, the rest goes on."""
 
+import multiprocessing
 import os
 import signal
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from diffengine.errors import DiffengineError
 from diffengine.evaluation.checkpoints import Checkpoint, Fate, fingerprint, load
@@ -119,6 +124,40 @@ def compute(log: str, number: int) -> Result:
     while time.process_time() < 0.2:
         pass
     return {}
+
+
+def take_scratch(log: str, number: int) -> Result:
+    """Notes its process and its folder, and would go on for ever."""
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(log).with_suffix(".new")
+        note.write_text(f"{os.getpid()} {folder}")
+        note.replace(log)
+        while True:
+            time.sleep(0.01)
+
+
+def evaluate_for_ever(folder: str) -> None:
+    run(Path(folder), steps_of(Path(folder) / "log", take_scratch))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_steps_end_with_the_evaluation_and_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    evaluation = multiprocessing.get_context("spawn").Process(target=evaluate_for_ever, args=(str(tmp_path),))
+    evaluation.start()
+    wait_until((tmp_path / "log").exists)
+    process, scratch = (tmp_path / "log").read_text().split(maxsplit=1)
+    assert evaluation.pid
+    os.kill(evaluation.pid, number)
+    evaluation.join()
+    wait_until(lambda: not Path("/proc", process).exists())
+    assert not Path(scratch).exists()
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 240
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
 
 
 def test_the_cpu_time_of_a_step_is_kept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     setting = Setting(given, guests, arguments.seed, arguments.quick, arguments.jobs)
     make_folder(arguments.output)
     console = Console(stderr=True, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         evaluations = evaluate(experiments, setting, arguments.output, arguments.fresh, progress_on(console))
     except KeyboardInterrupt:

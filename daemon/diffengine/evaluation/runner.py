@@ -4,11 +4,13 @@
 A process that dies, or runs out of memory, takes one step with it and no more. What is done already is not done again.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 from diffengine.errors import DiffengineError, one_line
 from diffengine.evaluation import checkpoints
@@ -24,6 +27,9 @@ from diffengine.evaluation.experiment import Step, UnavailableError
 
 # numpy's and native threads must not be there when a process forks.
 PROCESSES = multiprocessing.get_context("spawn")
+PR_SET_PDEATHSIG = 1
+# To put away what a step has on disk. A machine that is busy takes its time.
+ENDING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,7 @@ class Progress:
 
 def work(task: Task, parent: int) -> None:
     """What a step's process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked to stop, and ends this one
-    if os.getppid() != parent:
-        return
+    _end_with(parent)
     start_s = time.monotonic()
     try:
         result, fate, reason = task.step.run(**task.step.arguments), Fate.DONE, ""
@@ -64,6 +68,21 @@ def work(task: Task, parent: int) -> None:
         result, fate, reason = {}, Fate.FAILED, _defect(defect)
     checkpoint = Checkpoint(fate, result, one_line(reason), time.monotonic() - start_s, _cpu_s())
     checkpoints.save(task.path, task.fingerprint, checkpoint)
+
+
+def _end_with(parent: int) -> None:
+    """However the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked to stop, and ends this one
+    signal.signal(signal.SIGTERM, _end)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """By an exception, so that what is on disk goes, too; a second signal does not disturb that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _cpu_s() -> float:
@@ -119,7 +138,8 @@ class _Run:
             for process in self._running:
                 process.terminate()
             for process in self._running:
-                process.join()
+                process.join(ENDING_S)
+                process.kill()
         return self._ended
 
     def _may_start(self) -> bool:
