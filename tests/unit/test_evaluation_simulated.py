@@ -9,7 +9,7 @@ import pytest
 
 from diffengine.evaluation import simulating
 from diffengine.evaluation.experiment import Experiment, Step
-from diffengine.evaluation.experiments import EXPERIMENTS, ioemu, swapping
+from diffengine.evaluation.experiments import EXPERIMENTS, ioemu, scale, swapping
 from diffengine.evaluation.setting import Setting
 from diffengine.simulation.scenario import TRACE, read_scenario
 from evaluation_runs import small_images, small_setting
@@ -96,11 +96,27 @@ def test_a_core_has_the_pages_of_a_raw_image(setting: Setting, tmp_path: Path) -
 def test_divided_guests_have_the_same_memory_and_work(setting: Setting) -> None:
     steps = [step for experiment, step in simulated(setting) if experiment.name == "scale"]
     few, many = (next(step for step in steps if step.name == f"domains-{count}") for count in (2, 8))
-    first, second = (simulating.run_divided(**shortened(step)) for step in (few, many))
+    first, second = (simulating.run_resized(**shortened(step)) for step in (few, many))
     assert (len(first["domains"]), len(second["domains"])) == (2, 8)
     assert first["allocated_bytes"] == second["allocated_bytes"]
     operations = [run["guest"]["reads"] + run["guest"]["writes"] for run in (first, second)]
     assert operations[0] == pytest.approx(operations[1], rel=0.1)
+
+
+def test_a_thinned_guest_has_a_part_of_the_memory(setting: Setting) -> None:
+    arguments = shortened(next(step for step in scale.plan(setting) if step.name == "domains-2"))
+    whole, quarter = (simulating.run_resized(**arguments | {"every": every}) for every in (1, 4))
+    assert len(quarter["domains"]) == len(whole["domains"])
+    assert quarter["allocated_bytes"] == whole["allocated_bytes"] // 4
+
+
+def test_memory_that_does_not_fit_is_not_asked_for(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes() -> list[str]:
+        return [step.name for step in scale.plan(setting) if step.name.startswith("memory-")]
+
+    assert sizes()[0] == "memory-64"
+    monkeypatch.setattr(scale, "total_memory_bytes", lambda: 128 * 5 << 20)
+    assert sizes() == ["memory-64", "memory-128"]
 
 
 def test_what_the_device_model_maps_is_not_saved(setting: Setting) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -41,9 +42,9 @@ def titles(axis: Axes, title: str, x: str = "", y: str = "") -> None:
     axis.set_ylabel(y, fontsize=9)
 
 
-def plain_numbers(axis: Axes) -> None:
-    """Of a logarithmic x axis: 100 rather than ten to the power of two."""
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+def plain_numbers(axis: XAxis | YAxis) -> None:
+    """Of a logarithmic axis: 100 rather than ten to the power of two."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def legend(axis: Axes, **where: Any) -> None:
@@ -84,7 +85,8 @@ def grouped_bars(
             )
         for x, printed in zip(at, (paper or {}).get(name, ()), strict=False):
             if printed is not None:
-                draw_paper(axis, [x], [printed], label=None if labelled else PAPER)
+                # Beside the bar's own value, which stands in its middle.
+                draw_paper(axis, [x + width * 0.3], [printed], label=None if labelled else PAPER)
                 labelled = True
     axis.set_xticks(places, groups)
     axis.margins(y=0.18)

@@ -105,12 +105,13 @@ def fitting_trace(path: Path, pages: int) -> Values:
     return {"trace": str(path), "trace_bits": bits}
 
 
-def run_divided(values: Values, parts: int) -> Result:
-    """As `run`, with each guest divided into so many, which do its work together."""
+def run_resized(values: Values, every: int, parts: int) -> Result:
+    """As `run`, with every so many-th page of each image, and each guest divided into so many, which do its work
+    together."""
     with tempfile.TemporaryDirectory(prefix="diffengine-") as folder:
         domains = []
         for domain in values["domain"]:
-            for number, pages in enumerate(np.array_split(_words(Path(domain["image"])), parts)):
+            for number, pages in enumerate(np.array_split(_words(Path(domain["image"]))[::every], parts)):
                 name = f"{domain['name']}-{number}"
                 path = Path(folder) / f"{name}.raw"
                 pages.tofile(path)

@@ -116,6 +116,7 @@ def _draw(results: Results) -> Figure:
         back.plot(times, result["series"]["refaults"], line, color=COLOURS[policy], label=name)
     saving.set_ylim(0, 100)
     back.set_yscale("symlog", linthresh=100)
+    drawing.plain_numbers(back.yaxis)
     drawing.titles(saving, "Saved", "time (s)", "memory saved (%)")
     drawing.titles(back, "Pages that came back", "time (s)", "pages so far")
     drawing.legend(saving, loc="lower right")

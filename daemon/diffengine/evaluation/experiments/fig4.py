@@ -105,7 +105,7 @@ def _draw(results: Results) -> Figure:
         )
     drawing.draw_paper(axis, list(paper.FIGURE_4), [value * 100 for value in paper.FIGURE_4.values()])
     axis.set_xscale("log")
-    drawing.plain_numbers(axis)
+    drawing.plain_numbers(axis.xaxis)
     axis.set_ylim(0, 104)
     drawing.titles(axis, "Lifetime of evicted pages", "time since eviction (s)", "still untouched (%)")
     drawing.legend(axis, loc="lower left")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Cost against guest memory, number of domains and dirty rate."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,9 @@ from diffengine.evaluation.setting import Setting
 from diffengine.evaluation.texts import percent
 
 DURATION_S = {True: 80.0, False: 100.0}
-MEMORY_MIB = {True: (64, 128, 256), False: (64, 128, 256, 512, 1024, 2048)}
+MEMORY_MIB = {True: (64, 128, 256), False: (64, 128, 256, 512, 1024, 2048, 4096, 8192)}
+# Of this machine's memory: the guests' own is there three times (image, host, store and tables), and others run, too.
+MOST_OF_MEMORY = 1 / 5
 # Two guests, divided into so many each.
 PARTS = {True: (1, 4, 16), False: (1, 2, 4, 8, 16)}
 # Writes per second; a page each.
@@ -29,23 +32,29 @@ def plan(setting: Setting) -> list[Step]:
     duration_s = DURATION_S[setting.quick]
     steps = []
 
-    def add(name: str, count: int, parts: int = 1, **keys: Any) -> None:
+    def add(name: str, count: int = 2, every: int = 1, parts: int = 1, **keys: Any) -> None:
         domains = [
             simulating.guest(images[number % len(images)], number, "working-set", **keys)
             for number in range(1, count + 1)
         ]
         values = simulating.scenario(setting.seed, duration_s, domains, cpu_share=1.0)
-        seconds = simulating.expected_seconds(count * size_mib * MIB, duration_s)
-        steps.append(Step(name, simulating.run_divided, {"values": values, "parts": parts}, seconds))
+        seconds = simulating.expected_seconds(count * size_mib * MIB / every, duration_s)
+        steps.append(Step(name, simulating.run_resized, {"values": values, "every": every, "parts": parts}, seconds))
 
     for memory_mib in MEMORY_MIB[setting.quick]:
-        count = max(1, round(memory_mib / size_mib))
-        add(f"memory-{count * size_mib}", count, operations_per_s=100.0)
+        if memory_mib < 2 * size_mib:
+            add(f"memory-{memory_mib}", every=round(2 * size_mib / memory_mib), operations_per_s=100.0)
+        elif memory_mib * MIB <= total_memory_bytes() * MOST_OF_MEMORY:
+            add(f"memory-{memory_mib}", round(memory_mib / size_mib), operations_per_s=100.0)
     for parts in PARTS[setting.quick]:
-        add(f"domains-{2 * parts}", 2, parts, operations_per_s=100.0)
+        add(f"domains-{2 * parts}", parts=parts, operations_per_s=100.0)
     for per_s in DIRTY[setting.quick]:
-        add(f"dirty-{per_s}", 2, operations_per_s=float(max(1, per_s)), write_fraction=1.0 if per_s else 0.0)
-    return list({step.name: step for step in steps}.values())
+        add(f"dirty-{per_s}", operations_per_s=float(max(1, per_s)), write_fraction=1.0 if per_s else 0.0)
+    return steps
+
+
+def total_memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _of(results: Results, kind: str) -> dict[int, Result]:
@@ -182,9 +191,9 @@ def _draw(results: Results) -> Figure:
     figure, axes = drawing.figure(columns=3, height=3.3)
     for axis, (kind, label) in zip(axes, LABELS.items(), strict=True):
         runs = _of(results, kind)
-        axis.plot(list(runs), [_share(result) for result in runs.values()], "o-", color=drawing.BLUE)
-        axis.margins(y=0.15)
-        axis.set_ylim(bottom=0)
+        shares = [_share(result) for result in runs.values()]
+        axis.plot(list(runs), shares, "o-", color=drawing.BLUE)
+        axis.set_ylim(0, max(shares, default=1.0) * 1.15)
         drawing.titles(axis, "", label, "% of a core" if kind == "memory" else "")
     return figure
 
@@ -193,9 +202,10 @@ EXPERIMENT = Experiment(
     name="scale",
     title="Scale",
     question="How does cost grow with the guests' memory, their number, and how much they write?",
-    method="Guests of one release, with a working set of a tenth and few operations: more memory (by more guests), "
-    "the same memory in more domains, or more writes. CPU time is that of the model, whose figures are measured ones; "
-    "see docs/simulate.md.",
+    method="Guests of one release, with a working set of a tenth and few operations: more memory (two with every "
+    "so many-th page of their images, then more and more whole ones, up to a fifth of this machine's memory), the same "
+    "memory in more domains, or more writes. CPU time is that of the model, whose figures are measured ones; see "
+    "docs/simulate.md.",
     basis=Basis.VIRTUAL,
     plan=plan,
     conclude=conclude,

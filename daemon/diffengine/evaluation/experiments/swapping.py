@@ -195,6 +195,7 @@ def _draw(results: Results) -> Figure:
         drawing.note_bars(axis, shares, [f"{share:.3g}" for share in shares])
         axis.set_xticks(range(len(runs)), labels, fontsize=8)
         axis.set_yscale("log")
+        drawing.plain_numbers(axis.yaxis)
         axis.margins(y=0.15)
         drawing.titles(axis, name, y="guests stand still (% of time)" if not number else "")
     return figure

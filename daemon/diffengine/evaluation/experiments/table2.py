@@ -270,6 +270,7 @@ def _draw(times: dict[str, dict[str, float]]) -> Figure:
     printed = [(names.index(ours), paper.TABLE_2_US[name]) for name, ours in PAPERS.items()]
     drawing.draw_paper(axis, [place for place, _ in printed], [value for _, value in printed])
     axis.set_yscale("log")
+    drawing.plain_numbers(axis.yaxis)
     labels = [name.replace(" (", "\n(").replace(": ", ":\n").replace(", ", ",\n") for name in names]
     axis.set_xticks(places, labels, fontsize=7.5)
     drawing.titles(axis, "An operation on a page", y="µs")
