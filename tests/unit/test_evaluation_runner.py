@@ -7,15 +7,18 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diffengine.errors import DiffengineError
 from diffengine.evaluation.checkpoints import Checkpoint, Fate, fingerprint, load
-from diffengine.evaluation.experiment import Result, Step, UnavailableError
-from diffengine.evaluation.experiments import BY_IMPORTANCE, EXPERIMENTS
+from diffengine.evaluation.evaluate import evaluate
+from diffengine.evaluation.experiment import Outcome, Result, Step, UnavailableError
+from diffengine.evaluation.experiments import BY_IMPORTANCE, EXPERIMENTS, peers
 from diffengine.evaluation.runner import Progress, Task, run_tasks
+from evaluation_runs import small_setting
 
 
 def count(log: str, number: int) -> Result:
@@ -44,6 +47,10 @@ def find_no_number(log: str, number: int) -> Result:
 def die(log: str, number: int) -> Result:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def leave_out(log: str, number: int) -> Result:
+    return {**count(log, number), "missing": ["no such peer"]}
 
 
 def task(folder: Path, step: Step) -> Task:
@@ -90,6 +97,21 @@ def test_what_is_done_is_not_done_again_and_what_is_not_is_tried_again(tmp_path:
     assert again["count-0"].result == {"square": 0}
     assert again["lack-1"].fate is Fate.SKIPPED
     assert [each.done for each in heard] == [1, 2, 3]
+
+
+def test_a_part_that_was_left_out_is_told_and_tried_again(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "d12a-idle.raw").write_bytes(bytes(4096))
+    steps = steps_of(tmp_path / "log", leave_out)
+    experiment = replace(peers.EXPERIMENT, plan=lambda _: steps, conclude=lambda _: Outcome())
+    for _ in range(2):
+        (found,) = evaluate([experiment], small_setting(images), tmp_path / "out", False, lambda _: None)
+        assert found.outcome is not None
+        assert [(part.step, part.fate, part.reason) for part in found.missing] == [
+            ("leave_out-0", Fate.SKIPPED, "no such peer")
+        ]
+    assert (tmp_path / "log").read_text().split() == ["0", "0"]
 
 
 def test_other_arguments_or_images_make_another_result(tmp_path: Path) -> None:

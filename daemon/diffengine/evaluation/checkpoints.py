@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from diffengine.evaluation.experiment import Result, Step
+from diffengine.evaluation.experiment import MISSING, Result, Step
 
 
 class Fate(StrEnum):
@@ -30,6 +30,15 @@ class Checkpoint:
     reason: str
     seconds: float
     cpu_s: float
+
+    @property
+    def whole(self) -> bool:
+        return self.fate is Fate.DONE and not self.missing
+
+    @property
+    def missing(self) -> list[str]:
+        """What a step that is done left out."""
+        return list(self.result.get(MISSING, ()))
 
 
 def fingerprint(step: Step, identity: Sequence[str]) -> str:

@@ -100,6 +100,7 @@ def _conclude(plan: _Planned, ended: dict[Path, Checkpoint]) -> Evaluated:
     checkpoints = {task.step.name: ended[task.path] for task in plan.tasks}
     done = {name: each.result for name, each in checkpoints.items() if each.fate is Fate.DONE}
     missing = [Missing(name, c.fate, c.reason) for name, c in checkpoints.items() if c.fate is not Fate.DONE]
+    missing += [Missing(name, Fate.SKIPPED, text) for name, c in checkpoints.items() for text in c.missing]
     if plan.refused:
         missing.append(Missing("all of it", Fate.SKIPPED, plan.refused))
     outcome = None

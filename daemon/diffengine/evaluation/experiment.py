@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "MISSING",
     "TIMINGS",
     "Basis",
     "Cell",
@@ -32,9 +33,11 @@ __all__ = [
     "UnavailableError",
 ]
 
-# What a step found. Times go under TIMINGS: all else is the same for the same seed.
+# What a step found. Times go under TIMINGS: all else is the same for the same seed. Under MISSING, if it is there, is
+# what was left out since this machine lacks something: sentences that say what, and what would bring it.
 Result = dict[str, Any]
 TIMINGS = "timings"
+MISSING = "missing"
 
 
 class Basis(StrEnum):

@@ -97,9 +97,10 @@ def _defect(error: Exception) -> str:
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, watch: Callable[[Progress], None]) -> dict[Path, Checkpoint]:
-    """Every task's checkpoint, by its path. Skipped and failed steps are tried again where there is an old one."""
+    """Every task's checkpoint, by its path. Where there is an old one, steps that were skipped, in part or wholly, and
+    those that failed are tried again."""
     found = {task.path: checkpoints.load(task.path, task.fingerprint) for task in tasks}
-    ended = {path: each for path, each in found.items() if each and each.fate is Fate.DONE}
+    ended = {path: each for path, each in found.items() if each and each.whole}
     waiting = [task for task in tasks if task.path not in ended]
     return _Run(waiting, len(tasks), jobs, ended, watch).run()
 

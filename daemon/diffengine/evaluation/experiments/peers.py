@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from diffengine.evaluation import drawing, ksm, simulating, zram
 from diffengine.evaluation.carrying_out import trial
 from diffengine.evaluation.experiment import (
+    MISSING,
     TIMINGS,
     Basis,
     Column,
@@ -138,7 +139,7 @@ def run_encoders(paths: list[str], seed: int, pages: int, xdelta_pairs: int) -> 
             block.compress(page, store_size=False, **({"dict": reference} if reference else {}))
         )
     except ImportError:
-        missing.append("Python's lz4 is not installed (pip install lz4, or python3-lz4)")
+        missing.append("LZ4, with a dictionary: no such Python module; install the package python3-lz4")
     found: Result = {"pages": len(pairs), "with_reference": sum(r is not None for _, r in pairs), "encoders": {}}
     for name, encode in encoders.items():
         start_s = time.process_time()
@@ -148,8 +149,8 @@ def run_encoders(paths: list[str], seed: int, pages: int, xdelta_pairs: int) -> 
     try:
         found["xdelta3"] = xdelta3(similar, alone)
     except FileNotFoundError:
-        missing.append("no program xdelta3 (package xdelta3)")
-    found["missing"] = missing
+        missing.append("xdelta3: no such program; install the package xdelta3")
+    found[MISSING] = missing
     return found
 
 
@@ -337,7 +338,6 @@ def _verdict(results: Results) -> list[str]:
             f"nothing. It saves {percent(1 - left['KSM'][0] / total)} of this memory, ours "
             f"{percent(1 - left['ours'][0] / total)}."
         )
-    parts += [f"Not measured: {text}." for text in results.get("encoders", {}).get("missing", ())]
     return parts
 
 
