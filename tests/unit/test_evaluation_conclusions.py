@@ -140,6 +140,12 @@ def test_figure_12_says_when_no_limit_was_found() -> None:
     assert "not found" in outcome.verdict[1]
 
 
+def test_figure_12_bears_that_no_sample_was_taken_for_long() -> None:
+    result = simulated([0.5] * 5, 1000, limit_bytes=50 * MIB)
+    result["series"]["time_s"] = [0.0, 1.0, 2.0, 3.0, 40.0]
+    assert fig12.settled(result)["operations_per_s"] == pytest.approx(250 / 37)
+
+
 def test_guests_that_do_not_fit_are_not_served_best() -> None:
     def run(done: int, used: float) -> Result:
         return simulated([1 - used / 2] * 11, done, limit_bytes=50 * MIB)

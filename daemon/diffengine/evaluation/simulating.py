@@ -68,24 +68,24 @@ def stand_ins(corpus: Corpus) -> dict[str, list[GuestImage]]:
     return mixes
 
 
-def run(values: Values, nonzero_only: bool = False) -> Result:
+def run(values: Values, nonzero_only: bool = False, every: int = 1) -> Result:
     """A scenario in virtual time. nonzero_only: of each image only its non-zero pages, so that what is saved is saved
-    of those."""
-    with prepared(values, nonzero_only) as scenario:
+    of those. every: of those one content in so many."""
+    with prepared(values, nonzero_only, every) as scenario:
         result = simulate(scenario, where=Where.VIRTUAL)
     result.check()
     return summary(result)
 
 
 @contextmanager
-def prepared(values: Values, nonzero_only: bool = False) -> Iterator[Scenario]:
+def prepared(values: Values, nonzero_only: bool = False, every: int = 1) -> Iterator[Scenario]:
     """The scenario, with what has to be made for it as long as it runs."""
     with tempfile.TemporaryDirectory(prefix="diffengine-") as scratch:
         folder, domains = Path(scratch), []
         for number, each in enumerate(values["domain"]):
             domain = dict(each)
             if nonzero_only:
-                domain["image"] = str(without_zero_pages(Path(each["image"]), folder, number))
+                domain["image"] = str(without_zero_pages(Path(each["image"]), folder, number, every))
             if domain["program"] == "trace" and "trace" not in domain:
                 with open_images([domain["image"]]) as images:
                     domain |= fitting_trace(folder / f"{number}.bits", images.pages)
@@ -106,12 +106,12 @@ def fitting_trace(path: Path, pages: int) -> Values:
 
 
 def run_resized(values: Values, every: int, parts: int) -> Result:
-    """As `run`, with every so many-th page of each image, and each guest divided into so many, which do its work
+    """As `run`, with one content of each image in so many, and each guest divided into so many, which do its work
     together."""
     with tempfile.TemporaryDirectory(prefix="diffengine-") as folder:
         domains = []
         for domain in values["domain"]:
-            for number, pages in enumerate(np.array_split(_words(Path(domain["image"]))[::every], parts)):
+            for number, pages in enumerate(np.array_split(thinned(_words(Path(domain["image"])), every), parts)):
                 name = f"{domain['name']}-{number}"
                 path = Path(folder) / f"{name}.raw"
                 pages.tofile(path)
@@ -131,13 +131,24 @@ def _words(image: Path) -> NDArray[np.uint64]:
     return np.frombuffer(content, dtype=np.uint64).reshape(-1, PAGE_BYTES // 8)
 
 
-def nonzero_pages(image: Path) -> int:
-    return int(np.count_nonzero(_words(image).any(axis=1)))
+def thinned(words: NDArray[np.uint64], every: int) -> NDArray[np.uint64]:
+    """Pages of one content in so many, with all of its copies; and one zero page in so many."""
+    weights = np.random.default_rng(0).integers(1 << 63, size=words.shape[1], dtype=np.uint64)
+    kept = (words @ weights >> np.uint64(32)) % np.uint64(every) == 0
+    zero = np.flatnonzero(~words.any(axis=1))
+    kept[zero] = False
+    kept[zero[::every]] = True
+    chosen: NDArray[np.uint64] = words[kept]
+    return chosen
 
 
-def without_zero_pages(image: Path, folder: Path, number: int) -> Path:
-    """A raw image of an image's non-zero pages."""
-    words = _words(image)
+def nonzero_pages(image: Path, every: int = 1) -> int:
+    return int(np.count_nonzero(thinned(_words(image), every).any(axis=1)))
+
+
+def without_zero_pages(image: Path, folder: Path, number: int, every: int = 1) -> Path:
+    """A raw image of an image's non-zero pages, of one content in so many."""
+    words = thinned(_words(image), every)
     path = folder / f"{number}.raw"
     words[words.any(axis=1)].tofile(path)
     return path
