@@ -32,30 +32,45 @@ struct call {
 
 typedef ssize_t transfer(const struct call *call, const struct iovec *vectors, int count, off_t offset);
 
-/* Call for each part of the buffers that is memory in one piece. */
-static bool for_pieces(const struct iovec *vectors, int count,
-                       bool (*call)(const void *address, size_t bytes))
+/* The next part of the buffers that is memory in one piece. @return its vectors. */
+static int next_piece(const struct iovec *vectors, int count, struct iovec *piece)
+{
+    int taken = 1;
+    *piece = vectors[0];
+    for (; taken < count && vectors[taken].iov_base == (char *)piece->iov_base + piece->iov_len; taken++)
+        piece->iov_len += vectors[taken].iov_len;
+    return taken;
+}
+
+/* @param[out] use Of buffers that are one piece. */
+static bool prepare(const struct iovec *vectors, int count, struct use *use)
 {
     bool some = false;
-    for (int i = 0; i < count;) {
-        char *from = vectors[i].iov_base, *to = from + vectors[i].iov_len;
-        for (i++; i < count && vectors[i].iov_base == to; i++)
-            to += vectors[i].iov_len;
-        if (windows_near(from, (size_t)(to - from)))
-            some |= call(from, (size_t)(to - from));
+    struct iovec piece;
+    use->window = NULL;
+    for (int i = 0, taken; i < count; i += taken) {
+        taken = next_piece(vectors + i, count - i, &piece);
+        if (windows_near(piece.iov_base, piece.iov_len))
+            some |= windows_prepare(piece.iov_base, piece.iov_len, use);
+        if (taken < count)
+            use->window = NULL;
     }
     return some;
 }
 
-static bool prepare(const struct iovec *vectors, int count)
+static void finish(const struct iovec *vectors, int count, const struct use *use)
 {
-    return for_pieces(vectors, count, windows_prepare);
-}
-
-static void finish(const struct iovec *vectors, int count)
-{
+    struct iovec piece;
+    if (use->window) {
+        windows_end_use(use);
+        return;
+    }
     int error = errno;
-    for_pieces(vectors, count, windows_finish);
+    for (int i = 0; i < count;) {
+        i += next_piece(vectors + i, count - i, &piece);
+        if (windows_near(piece.iov_base, piece.iov_len))
+            windows_finish(piece.iov_base, piece.iov_len);
+    }
     errno = error;
 }
 
@@ -71,9 +86,10 @@ static ssize_t try(const struct call *call, transfer *real, const struct iovec *
                    off_t offset, bool *in_window)
 {
     for (unsigned tries = 0;; tries++) {
-        *in_window = prepare(vectors, count);
+        struct use use;
+        *in_window = prepare(vectors, count, &use);
         ssize_t result = real(call, vectors, count, offset);
-        finish(vectors, count);
+        finish(vectors, count, &use);
         if (result >= 0 || errno != EFAULT || !*in_window || tries == TRIES)
             return result;
         nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);

@@ -25,13 +25,15 @@
 #define MAX_PATIENCE 2u
 #define BRING_IN_MS 1000u
 #define LOOK_FOR_PAGER_MS 250u
+#define CACHE_LINE 64
 
 struct cluster {
     uint64_t mapped; /**< a bit per page: it has its frame, or, being no guest memory, a page in its place */
     uint64_t held;   /**< of those, whose gfn has a hold in the table */
-    uint64_t touched_ms, emptied_ms;
-    uint32_t calls; /**< system calls under way that use it */
-    uint8_t runs;   /**< of pages that were mapped together */
+    _Atomic(uint64_t) touched_ms;
+    uint64_t emptied_ms;
+    _Atomic(uint32_t) calls; /**< system calls under way that use it: more only under the lock */
+    uint8_t runs;            /**< of pages that were mapped together */
     uint8_t patience;
     bool working;
 };
@@ -78,10 +80,16 @@ static bool attaching;   /**< nobody is to begin to work, or to take anything ou
 static uint32_t bound_domain;
 static bool bound;
 static uint64_t link_looked_ms;
-/* Bounds of all windows there ever were. */
-static _Atomic(uintptr_t) lowest = UINTPTR_MAX, highest;
-static __thread bool mapping_here;
-static __thread bool has_lock; /**< of what it unmaps now nothing is in a window */
+/* Of all windows there ever were. In a cache line of its own: it is looked at without the lock, in every
+ * call. */
+static struct {
+    _Alignas(CACHE_LINE) _Atomic(uintptr_t) lowest;
+    _Atomic(uintptr_t) highest;
+} bounds = {.lowest = UINTPTR_MAX};
+/* Looked at in every system call on a window; the library is loaded with the program. */
+#define OWN static __thread __attribute__((tls_model("initial-exec")))
+OWN bool mapping_here;
+OWN bool has_lock; /**< of what it unmaps now nothing is in a window */
 
 /* Some milliseconds late, and so only read from memory. */
 static uint64_t now_ms(void)
@@ -99,7 +107,8 @@ bool windows_mapping_here(void)
 bool windows_near(const void *address, size_t bytes)
 {
     uintptr_t from = (uintptr_t)address;
-    return bytes && !has_lock && from < atomic_load(&highest) && from + bytes > atomic_load(&lowest);
+    return bytes && !has_lock && from < atomic_load(&bounds.highest) &&
+           from + bytes > atomic_load(&bounds.lowest);
 }
 
 /* The first window that ends behind the address; the lock is held. */
@@ -434,7 +443,7 @@ static bool ensure_cluster(uintptr_t from, uintptr_t end_of_range, bool for_call
             pthread_mutex_lock(&lock);
             continue;
         }
-        cluster->calls += for_call;
+        atomic_fetch_add(&cluster->calls, for_call);
         pthread_mutex_unlock(&lock);
         return true;
     }
@@ -456,7 +465,7 @@ static uint64_t lacking(const struct window *window, size_t index, uintptr_t fro
 }
 
 /* Most calls are on pages that have their frames: one look at all of them. */
-static bool prepare_mapped(uintptr_t from, uintptr_t to)
+static bool prepare_mapped(uintptr_t from, uintptr_t to, struct use *use)
 {
     pthread_mutex_lock(&lock);
     struct window *window = find(from);
@@ -466,20 +475,40 @@ static bool prepare_mapped(uintptr_t from, uintptr_t to)
     for (size_t i = first; mapped && i <= last; i++)
         mapped = !window->clusters[i].working && !lacking(window, i, from, to);
     for (size_t i = first; mapped && i <= last; i++)
-        window->clusters[i].calls++;
+        atomic_fetch_add(&window->clusters[i].calls, 1);
     pthread_mutex_unlock(&lock);
+    *use = (struct use){.window = mapped ? window : NULL, .first = first, .last = last};
     return mapped;
 }
 
-bool windows_prepare(const void *address, size_t bytes)
+bool windows_prepare(const void *address, size_t bytes, struct use *use)
 {
     uintptr_t from = (uintptr_t)address, to = from + bytes;
     bool some = false;
-    if (prepare_mapped(from, to))
+    if (prepare_mapped(from, to, use))
         return true;
     while (from < to)
         some |= ensure_cluster(from, to, true, &from);
     return some;
+}
+
+void windows_end_use(const struct use *use)
+{
+    /* It is there as long as there are calls: window_free(). */
+    struct cluster *clusters = use->window->clusters;
+    uint64_t now = now_ms();
+    for (size_t i = use->first; i <= use->last; i++) {
+        atomic_store(&clusters[i].touched_ms, now);
+        atomic_fetch_sub(&clusters[i].calls, 1);
+    }
+}
+
+/* There may be another window at its address by now. */
+static void end_call(struct cluster *cluster)
+{
+    uint32_t calls = atomic_load(&cluster->calls);
+    while (calls && !atomic_compare_exchange_weak(&cluster->calls, &calls, calls - 1))
+        ;
 }
 
 bool windows_finish(const void *address, size_t bytes)
@@ -493,8 +522,8 @@ bool windows_finish(const void *address, size_t bytes)
         size_t first = from > window->from ? cluster_of(window, from) : 0;
         for (size_t i = first; i < window->cluster_count && cluster_from(window, i) < to; i++) {
             struct cluster *cluster = &window->clusters[i];
-            cluster->calls -= cluster->calls > 0;
             cluster->touched_ms = now;
+            end_call(cluster);
             some = true;
         }
     }
@@ -504,8 +533,19 @@ bool windows_finish(const void *address, size_t bytes)
 
 /* Windows come and go. */
 
+/* Whoever unmaps it while a call uses it is wrong; the end of that call will write to it all the same. */
+static bool has_calls(const struct window *window)
+{
+    for (size_t i = 0; window->clusters && i < window->cluster_count; i++)
+        if (atomic_load(&window->clusters[i].calls))
+            return true;
+    return false;
+}
+
 static void window_free(struct window *window)
 {
+    if (has_calls(window))
+        return;
     free(window->clusters);
     free(window->missing);
     free(window);
@@ -599,10 +639,10 @@ static bool list(struct window *window)
         memmove(&windows[place + 1], &windows[place], (window_count - place) * sizeof *windows);
         windows[place] = window;
         window_count++;
-        if (window->from < atomic_load(&lowest))
-            atomic_store(&lowest, window->from);
-        if (window->from + window->pages * DE_PAGE_SIZE > atomic_load(&highest))
-            atomic_store(&highest, window->from + window->pages * DE_PAGE_SIZE);
+        if (window->from < atomic_load(&bounds.lowest))
+            atomic_store(&bounds.lowest, window->from);
+        if (window->from + window->pages * DE_PAGE_SIZE > atomic_load(&bounds.highest))
+            atomic_store(&bounds.highest, window->from + window->pages * DE_PAGE_SIZE);
     }
     return listed;
 }
@@ -691,10 +731,10 @@ void windows_plain_made(struct plain *plain, void *address)
         return;
     pthread_mutex_lock(&lock);
     plain->from = (uintptr_t)address;
-    if (address && plain->from < atomic_load(&lowest))
-        atomic_store(&lowest, plain->from);
-    if (address && plain->from + plain->pages * DE_PAGE_SIZE > atomic_load(&highest))
-        atomic_store(&highest, plain->from + plain->pages * DE_PAGE_SIZE);
+    if (address && plain->from < atomic_load(&bounds.lowest))
+        atomic_store(&bounds.lowest, plain->from);
+    if (address && plain->from + plain->pages * DE_PAGE_SIZE > atomic_load(&bounds.highest))
+        atomic_store(&bounds.highest, plain->from + plain->pages * DE_PAGE_SIZE);
     struct plain **link = &plains;
     while (!address && *link != plain)
         link = &(*link)->next;
@@ -732,9 +772,10 @@ static uint64_t runs_of(const struct window *window)
 /* Whoever comes meanwhile waits; the lock is held, and is not in between. */
 static void cut(struct window *window)
 {
+    struct use use; /* until its end: it is mapped, and held, for ever */
     window->cut = CUT_UNDER_WAY;
     pthread_mutex_unlock(&lock);
-    windows_prepare((const void *)window->from, window->pages * DE_PAGE_SIZE);
+    windows_prepare((const void *)window->from, window->pages * DE_PAGE_SIZE, &use);
     pthread_mutex_lock(&lock);
     window->cut = CUT_READY;
     pthread_cond_broadcast(&changed);

@@ -19,6 +19,12 @@
 struct window;
 struct plain;
 
+/** What a system call has of a window: so that its end need neither look for that nor take the lock. */
+struct use {
+    struct window *window; /**< NULL: to be found by the address */
+    size_t first, last;    /**< clusters */
+};
+
 /** What is listed no more. */
 struct taken {
     struct window *windows;
@@ -54,10 +60,12 @@ bool windows_near(const void *address, size_t bytes);
 bool windows_covers(uintptr_t address);
 /** Somebody touches this address: give it its frame. @return false: it is in no window. */
 bool windows_touch(uintptr_t address);
-/** A system call will touch the range: give it its frames, and keep them. @return whether some of it is in a
- * window. */
-bool windows_prepare(const void *address, size_t bytes);
-/** The system call is over. The same. */
+/** A system call will touch the range: give it its frames, and keep them, until windows_end_use(), if there
+ * is a window in @p use, else windows_finish(). @return whether some of the range is in a window. */
+bool windows_prepare(const void *address, size_t bytes, struct use *use);
+/** The system call is over. */
+void windows_end_use(const struct use *use);
+/** Likewise. @return whether some of it is in a window. */
 bool windows_finish(const void *address, size_t bytes);
 
 /**
