@@ -94,6 +94,7 @@ static const struct de_hypervisor_operations machine_operations = {
     .paging_disable = paging_disable,
     .paging_take_over = paging_take_over,
     .paging_nominate = machine_paging_nominate,
+    .paging_touch = machine_paging_touch,
     .paging_evict = machine_paging_evict,
     .paging_load = machine_paging_load,
     .share_nominate = machine_share_nominate,

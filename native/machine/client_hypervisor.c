@@ -145,6 +145,11 @@ static int paging_nominate(void *context, uint16_t domain, uint32_t gfn)
     return call_domain(context, OPERATION_PAGING_NOMINATE, domain, gfn);
 }
 
+static int paging_touch(void *context, uint16_t domain, uint32_t gfn)
+{
+    return call_domain(context, OPERATION_PAGING_TOUCH, domain, gfn);
+}
+
 static int paging_evict(void *context, uint16_t domain, uint32_t gfn)
 {
     return call_domain(context, OPERATION_PAGING_EVICT, domain, gfn);
@@ -366,6 +371,7 @@ static const struct de_hypervisor_operations client_operations = {
     .paging_disable = paging_disable,
     .paging_take_over = paging_take_over,
     .paging_nominate = paging_nominate,
+    .paging_touch = paging_touch,
     .paging_evict = paging_evict,
     .paging_load = paging_load,
     .share_nominate = share_nominate,

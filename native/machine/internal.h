@@ -227,6 +227,7 @@ int vcpu_stopped(const struct de_vcpu *vcpu);
 /* Operations of hypervisor.h, with the machine as context; they take the lock themselves. */
 int machine_domain_uuid(void *context, uint16_t domain, struct de_uuid *uuid);
 int machine_paging_nominate(void *context, uint16_t domain, uint32_t gfn);
+int machine_paging_touch(void *context, uint16_t domain, uint32_t gfn);
 int machine_paging_evict(void *context, uint16_t domain, uint32_t gfn);
 int machine_paging_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page);
 int machine_share_nominate(void *context, uint16_t domain, uint32_t gfn, uint64_t *handle);

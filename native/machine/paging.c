@@ -106,6 +106,40 @@ int paging_populate(struct de_machine *machine, struct domain *domain, uint32_t 
     return 0;
 }
 
+/* dm.c's set_mem_type(), to ram_rw. */
+static int touch(struct de_machine *machine, struct domain *domain, uint32_t gfn)
+{
+    uint64_t entry = p2m_get(domain, gfn);
+    switch (entry_type(entry)) {
+    case DE_P2M_PAGING_OUT:
+    case DE_P2M_PAGED:
+    case DE_P2M_PAGING_IN:
+        (void)paging_populate(machine, domain, gfn, NULL);
+        return -EAGAIN;
+    case DE_P2M_SHARED:
+        return share_break(machine, domain, gfn);
+    case DE_P2M_RAM_RW:
+    case DE_P2M_LOGDIRTY:
+        p2m_set(machine, domain, gfn, DE_P2M_RAM_RW, entry_frame(entry));
+        mark_dirty(domain, gfn);
+        return 0;
+    default:
+        return -EINVAL;
+    }
+}
+
+int machine_paging_touch(void *context, uint16_t id, uint32_t gfn)
+{
+    struct de_machine *machine = context;
+    int error;
+    pthread_mutex_lock(&machine->lock);
+    struct domain *domain = find_paged(machine, id, &error);
+    if (domain)
+        error = gfn < domain->gfns ? touch(machine, domain, gfn) : -EINVAL;
+    pthread_mutex_unlock(&machine->lock);
+    return error;
+}
+
 /* The page is gone before the pager hears of it: p2m_mem_paging_drop_page() comes last, and may wait for a
  * slot. */
 static int release(struct de_machine *machine, struct de_vcpu *vcpu, uint32_t gfn)

@@ -124,6 +124,8 @@ static int64_t call_paging(struct session *session, struct call *call, uint8_t *
         return take_over(session, call);
     case OPERATION_PAGING_NOMINATE:
         return machine_paging_nominate(machine, domain, gfn);
+    case OPERATION_PAGING_TOUCH:
+        return machine_paging_touch(machine, domain, gfn);
     case OPERATION_PAGING_EVICT:
         if (session->server->evict_us)
             usleep(session->server->evict_us);

@@ -72,6 +72,8 @@ struct pager_domain {
     _Atomic(struct de_holds *) holds;       /**< NULL: no device model; set once */
     struct bring_in *bring_in;              /**< NULL: no device model, or not started; under `proposals` */
     struct swap_in *swap_in;                /**< NULL: no swap */
+    /** gfn + 1 of the page that a proposer touched, until the server has answered an event of it; 0: none. */
+    _Atomic(uint64_t) touched;
 };
 
 /** What one thread needs to rebuild and load a page. */

@@ -2,10 +2,16 @@
 /* What the pager is asked to do: watch, evict, share. Every proposal is checked here, page by page. */
 #include "refusal.h"
 
-#include <diffengine/digest.h>
 #include <diffengine/status.h>
 #include <errno.h>
 #include <string.h>
+#include <time.h>
+
+/** How often to try to have a page that is watched be ram again, and to look whether its event is answered.
+ */
+#define TOUCH_TURNS 1000u
+#define ANSWER_TURNS 20000u
+#define TOUCH_PAUSE_NS 50000
 
 /** One page of a batch: `proposals` is locked, so the domain stays. */
 struct place {
@@ -362,41 +368,9 @@ void de_pager_swap_out(struct de_pager *pager, const uint32_t *objects, size_t c
     pthread_mutex_unlock(&pager->proposals);
 }
 
-/* Evict a watched page as it is. */
-static int evict_raw(struct de_pager *pager, struct place place)
+static int restored(enum loaded loaded)
 {
-    /* `watched` may be out of date (touched while an eviction was tried), and the page shared since. */
-    if (HYPERCALL(pager, unshare, place.domain->id, place.gfn) == -ENOMEM)
-        return DE_NO_MEMORY;
-    const uint8_t *page;
-    if (map(pager, place, &page) != DE_PROPOSAL_DONE)
-        return entry_get(place.domain, place.gfn).state == DE_PAGE_RESIDENT ? DE_OK : DE_BUSY;
-    memcpy(pager->proposer.page, page, DE_PAGE_SIZE);
-    HYPERCALL(pager, unmap, &page, 1);
-    struct de_object raw = {
-        .encoding = DE_ENCODING_RAW,
-        .checksum = de_page_checksum(pager->proposer.page),
-        .payload = pager->proposer.page,
-        .payload_bytes = DE_PAGE_SIZE,
-    };
-    uint32_t object;
-    if (de_store_put(pager->store, &raw, &object) != DE_OK)
-        return DE_NO_MEMORY;
-    int result = evict(pager, place, object);
-    de_store_release(pager->store, object);
-    return result == DE_PROPOSAL_DONE ? DE_OK : DE_BUSY;
-}
-
-static int restore_page(struct de_pager *pager, struct place place)
-{
-    if (entry_get(place.domain, place.gfn).state == DE_PAGE_RESIDENT)
-        return DE_OK;
-    if (entry_get(place.domain, place.gfn).state == DE_PAGE_WATCHED) {
-        int status = evict_raw(pager, place);
-        if (status != DE_OK)
-            return status;
-    }
-    switch (pager_load(pager, place.domain, place.gfn, &pager->proposer)) {
+    switch (loaded) {
     case LOADED:
     case LOAD_UNNEEDED:
         return DE_OK;
@@ -409,6 +383,73 @@ static int restore_page(struct de_pager *pager, struct place place)
         return DE_CORRUPT;
     default:
         return DE_NOT_FOUND;
+    }
+}
+
+static void pause_before_retry(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = TOUCH_PAUSE_NS}, NULL);
+}
+
+/*
+ * Touch and load, until the page is ram or a hole. The entry may be out of date: it may be so already.
+ * @param[out] asked There was, or will be, an event of it.
+ */
+static int make_ram(struct de_pager *pager, struct place place, bool *asked)
+{
+    for (unsigned turns = 0; turns < TOUCH_TURNS; turns++) {
+        struct entry entry = entry_get(place.domain, place.gfn);
+        if (entry.state != DE_PAGE_WATCHED)
+            return DE_OK;
+        int error = HYPERCALL(pager, paging_touch, place.domain->id, place.gfn);
+        if (!error || error == -EINVAL) {
+            /* Nobody else nominates. If the entry is another one by now, a server has noted it. */
+            entry_change(pager, place.domain, place.gfn, entry, entry_resident(entry));
+            return DE_OK;
+        }
+        if (error == -ESRCH || error == -ENODEV)
+            return DE_NOT_FOUND;
+        if (error != -EAGAIN)
+            return error == -ENOMEM ? DE_NO_MEMORY : DE_BUSY;
+        *asked = true;
+        enum loaded loaded = pager_load(pager, place.domain, place.gfn, &pager->proposer);
+        if (loaded != LOAD_UNNEEDED)
+            return restored(loaded);
+        /* A server was there first, and has yet to note it; or its ring is full. */
+        pause_before_retry();
+    }
+    return DE_BUSY;
+}
+
+/*
+ * A nominated page is ram again once it was touched and loaded; no matter who has it mapped, whether a device
+ * model says so or not, and nothing is given up. Each touch takes a place in the ring, and a full one can
+ * stop the host (native/xen/nominate.c): so there is one at a time.
+ */
+static int unwatch(struct de_pager *pager, struct place place)
+{
+    bool asked = false;
+    atomic_store(&place.domain->touched, (uint64_t)place.gfn + 1);
+    int status = make_ram(pager, place, &asked);
+    asked = asked && pager->started; /* else nobody answers now */
+    for (unsigned turns = 0; asked && status == DE_OK && atomic_load(&place.domain->touched); turns++) {
+        if (turns == ANSWER_TURNS)
+            status = DE_BUSY;
+        pause_before_retry();
+    }
+    atomic_store(&place.domain->touched, 0);
+    return status;
+}
+
+static int restore_page(struct de_pager *pager, struct place place)
+{
+    switch (entry_get(place.domain, place.gfn).state) {
+    case DE_PAGE_RESIDENT:
+        return DE_OK;
+    case DE_PAGE_WATCHED:
+        return unwatch(pager, place);
+    default:
+        return restored(pager_load(pager, place.domain, place.gfn, &pager->proposer));
     }
 }
 

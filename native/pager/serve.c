@@ -34,8 +34,11 @@ struct de_vm_event pager_answer_begin(struct pager_domain *domain, struct record
 void pager_answer_end(struct pager_domain *domain, struct recorded_event *event, bool answered)
 {
     atomic_store(&event->state, answered ? RECORD_FREE : RECORD_TAKEN);
-    if (answered)
-        atomic_fetch_add(&ring_of(domain)->answered, 1);
+    if (!answered)
+        return;
+    atomic_fetch_add(&ring_of(domain)->answered, 1);
+    uint64_t touched = (uint64_t)event->event.gfn + 1;
+    atomic_compare_exchange_strong(&domain->touched, &touched, 0);
 }
 
 /* Answer a recorded event, if it is not. */

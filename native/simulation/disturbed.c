@@ -70,6 +70,14 @@ static int paging_nominate(void *context, uint16_t domain, uint32_t gfn)
     return error;
 }
 
+static int paging_touch(void *context, uint16_t domain, uint32_t gfn)
+{
+    struct world *world = context;
+    int error;
+    HYPERCALL(world, error, paging_touch, domain, gfn);
+    return error;
+}
+
 static int paging_evict(void *context, uint16_t domain, uint32_t gfn)
 {
     struct world *world = context;
@@ -373,6 +381,7 @@ void disturbed_create(struct world *world)
         .paging_disable = paging_disable,
         .paging_take_over = paging_take_over,
         .paging_nominate = paging_nominate,
+        .paging_touch = paging_touch,
         .paging_evict = paging_evict,
         .paging_load = paging_load,
         /* Xen has none. */

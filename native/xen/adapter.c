@@ -112,6 +112,7 @@ static const struct de_hypervisor_operations xen_operations = {
     .paging_disable = xen_paging_disable,
     .paging_take_over = xen_paging_take_over,
     .paging_nominate = xen_paging_nominate,
+    .paging_touch = xen_paging_touch,
     .paging_evict = paging_evict,
     .paging_load = paging_load,
     .share_nominate = share_nominate,

@@ -10,6 +10,7 @@
 #ifndef __XEN_TOOLS__
 #define __XEN_TOOLS__ 1
 #endif
+#define XC_WANT_COMPAT_DEVICEMODEL_API 1
 #include <xenctrl.h>
 #include <xenevtchn.h>
 #include <xenforeignmemory.h>
@@ -32,6 +33,8 @@
     F(xc_domain_decrease_reservation_exact)                                                                  \
     F(xc_domain_hvm_getcontext_partial)                                                                      \
     F(xc_hvm_param_get)                                                                                      \
+    F(xc_hvm_set_mem_type)                                                                                   \
+    F(xc_hvm_modified_memory)                                                                                \
     F(xc_mem_paging_enable)                                                                                  \
     F(xc_mem_paging_disable)                                                                                 \
     F(xc_mem_paging_resume)                                                                                  \

@@ -75,3 +75,21 @@ int xen_paging_nominate(void *context, uint16_t id, uint32_t gfn)
     pthread_mutex_unlock(&xen->lock);
     return error ? error : XEN_CALL(xen, xc_mem_paging_nominate, id, gfn);
 }
+
+/*
+ * A device model's call, and the only one by which dom0 can have a nominated page be ram again: to set its
+ * type to what it was. Xen first looks whether it is paged, and has it populated (set_mem_type() in its
+ * arch/x86/hvm/dm.c); EAGAIN. Ram becomes ram_rw, also where dirty pages are logged: as after a write, and so
+ * it has to count as written.
+ */
+int xen_paging_touch(void *context, uint16_t id, uint32_t gfn)
+{
+    struct de_xen *xen = context;
+    pthread_mutex_lock(&xen->lock);
+    bool paged = xen_domain_find(xen, id) != NULL;
+    pthread_mutex_unlock(&xen->lock);
+    if (!paged)
+        return -ENODEV;
+    int error = XEN_CALL(xen, xc_hvm_set_mem_type, id, HVMMEM_ram_rw, gfn, 1);
+    return error ? error : XEN_CALL(xen, xc_hvm_modified_memory, id, gfn, 1);
+}

@@ -158,6 +158,16 @@ struct de_hypervisor_operations {
     int (*paging_load)(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page);
 
     /**
+     * Touch a page as a dom0 tool may that tells a guest's pager so. Nominated -> paging_in, with an event of
+     * no vCPU. Of ram it makes a page that was just written: private, its bit set where dirty pages are
+     * logged; what it holds stays.
+     * @return 0: it is ram. -EAGAIN: it was out, nominated, or on its way in: then load it (a full ring
+     * leaves it as it was). -EINVAL: a hole. -ESRCH, -ENODEV: no such domain, no ring. -ENOMEM: no frame to
+     * unshare.
+     */
+    int (*paging_touch)(void *context, uint16_t domain, uint32_t gfn);
+
+    /**
      * ram_rw or logdirty -> shared (by one). Shared already: its present handle.
      * -EINVAL: a hole, nominated, evicted or on its way in. -E2BIG: mapped. -ENOMEM: no room for metadata, as
      * (almost) no frame is both free and unclaimed.

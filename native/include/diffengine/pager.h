@@ -186,8 +186,8 @@ void de_pager_unshare(struct de_pager *pager, const uint16_t *domains, const uin
  */
 void de_pager_swap_out(struct de_pager *pager, const uint32_t *objects, size_t count, int32_t *results);
 /**
- * Load every page of a domain that is out, and un-watch every watched one (by evicting and loading it: there
- * is no other way), so that it can do without a pager. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY or DE_BUSY
+ * Load every page of a domain that is out, and un-watch every watched one (by touching and loading it), so
+ * that it can do without a pager. @return DE_OK, DE_NOT_FOUND, DE_NO_MEMORY or DE_BUSY
  * (try again later) or DE_CORRUPT. */
 int de_pager_restore(struct de_pager *pager, uint16_t domain);
 /** The same of gfns @p first .. @p first + @p count - 1, as far as the domain has them. */

@@ -84,6 +84,16 @@ static void unmap(uint8_t *page)
     de_machine_unmap(machine, (const uint8_t *const *)&page, 1);
 }
 
+static void check_all_ram(uint16_t domain)
+{
+    uint8_t states[GFNS];
+    CHECK_EQ(de_pager_states(pager, domain, 0, GFNS, states, NULL, NULL), DE_OK);
+    for (uint32_t gfn = 0; gfn < GFNS; gfn++) {
+        CHECK_EQ(states[gfn], DE_PAGE_RESIDENT);
+        CHECK_EQ(de_machine_p2m_type(machine, domain, gfn), DE_P2M_RAM_RW);
+    }
+}
+
 static void test_rules(void)
 {
     start();
@@ -467,6 +477,34 @@ static void test_killed(void)
     finish(domain);
 }
 
+/* What was watched can be given back whatever the device model does: when it is gone, and when it has the
+ * page mapped and writes to it. More pages than the ring has room for. */
+static void test_restore(void)
+{
+    start();
+    uint16_t domain = make_domain(GFNS, 50);
+    CHECK_EQ(de_pager_start(pager), DE_OK);
+    CHECK_EQ(de_pager_set_device_model(pager, domain), DE_OK);
+    struct de_holds *holds = attach(domain);
+    for (uint32_t gfn = 0; gfn < GFNS; gfn++)
+        CHECK_EQ(watch(domain, gfn), DE_PROPOSAL_DONE);
+    CHECK_EQ(de_holds_take(holds, 3), DE_OK);
+    uint8_t *page = map_writable(domain, 3);
+    page[0] = 0xaa;
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    check_all_ram(domain);
+    for (uint32_t gfn = 0; gfn < GFNS; gfn++)
+        CHECK_EQ(watch(domain, gfn), gfn == 3 ? DE_PROPOSAL_BUSY : DE_PROPOSAL_DONE);
+    de_holds_close(holds);
+    CHECK_EQ(de_pager_restore(pager, domain), DE_OK);
+    check_all_ram(domain);
+    CHECK_EQ(page[0], 0xaa);
+    unmap(page);
+    CHECK_EQ(statistics().evictions, 0);
+    CHECK_EQ(statistics().corrupt, 0);
+    finish(domain);
+}
+
 /* The pager dies with a page locked, which a device model waits for; the next pager unlocks it. */
 static void test_successor(void)
 {
@@ -520,6 +558,7 @@ int main(void)
     test_write_in_between(false);
     test_write_in_between(true);
     test_killed();
+    test_restore();
     test_successor();
     test_hints_and_requests();
     test_truncated();

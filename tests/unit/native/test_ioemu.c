@@ -274,9 +274,9 @@ static void add_domain(void)
  * table that the device model keeps. */
 static void drain_and_end_pager(void)
 {
-    /* A page may be on its way in for the device model; or that is gone, and nothing watched is evicted. */
-    if (domain_command(DE_COMMAND_RESTORE) != DE_OK)
-        return;
+    /* A page may be on its way in for the device model. */
+    while (domain_command(DE_COMMAND_RESTORE) != DE_OK)
+        usleep(1000);
     end(&pager_process, SIGTERM);
     de_queue_client_free(queue);
     launch_pager();
@@ -295,8 +295,8 @@ static int control_command(uint32_t command)
 
 static void release_and_take_back(void)
 {
-    if (control_command(DE_COMMAND_RELEASE_DOMAIN) != DE_OK)
-        return; /* likewise */
+    while (control_command(DE_COMMAND_RELEASE_DOMAIN) != DE_OK)
+        usleep(1000);
     CHECK_EQ(domain_command(DE_COMMAND_ADD_DOMAIN), DE_BUSY);
     CHECK_EQ(control_command(DE_COMMAND_TAKE_BACK_DOMAIN), DE_OK);
     add_domain();

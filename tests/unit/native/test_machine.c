@@ -205,10 +205,12 @@ static void test_arguments(void)
     CHECK_EQ(HV(unpause, domain), -EINVAL);
     CHECK_EQ(de_machine_p2m_type(machine, domain, 4), -EINVAL);
     CHECK_EQ(HV(paging_nominate, domain, 0), -ENODEV);
+    CHECK_EQ(HV(paging_touch, domain, 0), -ENODEV);
     CHECK_EQ(HV(paging_evict, domain, 0), -ENODEV);
     CHECK_EQ(HV(paging_load, domain, 0, bytes), -ENODEV);
     CHECK_EQ(HV(paging_enable, domain), 0);
     CHECK_EQ(HV(paging_nominate, domain, 4), -EBUSY);
+    CHECK_EQ(HV(paging_touch, domain, 4), -EINVAL);
     CHECK_EQ(HV(paging_load, domain, 4, bytes), -ENOENT);
     CHECK_EQ(HV(share_nominate, domain, 4, &handle), -EINVAL);
     de_vcpu_free(vcpu);
@@ -486,6 +488,51 @@ static void test_paging_states(void)
     unmap_one(mapped);
     CHECK_EQ(HV(paging_nominate, domain, 1), 0);
     CHECK_EQ(HV(paging_disable, domain), 0);
+    finish();
+}
+
+/* A tool's touch: a nominated page is on its way in, mapped or not, and no vCPU waits for it. */
+static void test_touch_by_dom0(void)
+{
+    start(16);
+    uint16_t domain = make_domain(DE_RING_SLOTS + 2, 20), other = make_domain(1, 20);
+    uint64_t handle, others;
+    uint8_t *mapped, bits;
+    CHECK_EQ(HV(paging_enable, domain), 0);
+    CHECK_EQ(HV(paging_nominate, domain, 0), 0);
+    CHECK_EQ(map_one(domain, true, 0, &mapped), 0);
+    CHECK_EQ(HV(paging_touch, domain, 0), -EAGAIN);
+    CHECK_EQ(HV(paging_touch, domain, 0), -EAGAIN);
+    CHECK_EQ(HV(paging_evict, domain, 0), -EBUSY);
+    CHECK_EQ(HV(paging_load, domain, 0, NULL), 0);
+    unmap_one(mapped);
+    CHECK_EQ(first_byte(domain, 0), 20);
+    struct de_vm_event event = next_event(domain);
+    CHECK_EQ(event.gfn, 0);
+    CHECK_EQ(event.flags, 0);
+    CHECK_EQ(event.paging_flags, DE_PAGING_EVICT_FAIL);
+    no_event(domain);
+    CHECK_EQ(HV(ring_answer, domain, &event), 0);
+    /* A full ring leaves it nominated. */
+    for (uint32_t gfn = 1; gfn <= DE_RING_SLOTS + 1; gfn++) {
+        CHECK_EQ(HV(paging_nominate, domain, gfn), 0);
+        CHECK_EQ(HV(paging_touch, domain, gfn), -EAGAIN);
+    }
+    CHECK_EQ(account_domain(domain).nominated, 1);
+    CHECK_EQ(HV(paging_load, domain, DE_RING_SLOTS + 1, NULL), -ENOENT);
+    /* Ram is as if it had been written. */
+    CHECK_EQ(de_machine_log_dirty_enable(machine, domain), 0);
+    CHECK_EQ(HV(paging_touch, domain, 0), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_RAM_RW);
+    CHECK_EQ(de_machine_log_dirty_read(machine, domain, true, 0, 8, &bits), 0);
+    CHECK_EQ(bits & 1, 1);
+    CHECK_EQ(HV(share_nominate, domain, 0, &handle), 0);
+    CHECK_EQ(HV(share_nominate, other, 0, &others), 0);
+    CHECK_EQ(HV(share, domain, 0, handle, other, 0, others), 0);
+    CHECK_EQ(HV(paging_touch, domain, 0), 0);
+    CHECK_EQ(de_machine_p2m_type(machine, other, 0), DE_P2M_SHARED);
+    CHECK_EQ(de_machine_p2m_type(machine, domain, 0), DE_P2M_RAM_RW);
+    CHECK_EQ(first_byte(domain, 0), 20);
     finish();
 }
 
@@ -1531,6 +1578,7 @@ int main(void)
     test_log_dirty();
     test_log_dirty_beside();
     test_paging_states();
+    test_touch_by_dom0();
     test_write_through_mapping_is_lost();
     test_map_of_paged_page();
     test_full_ring_and_dom0();

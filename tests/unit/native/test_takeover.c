@@ -56,6 +56,7 @@ MORTAL(domain_uuid, (void *c, uint16_t domain, struct de_uuid *uuid), (c, domain
 MORTAL(paging_enable, (void *c, uint16_t domain), (c, domain))
 MORTAL(paging_disable, (void *c, uint16_t domain), (c, domain))
 MORTAL(paging_nominate, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
+MORTAL(paging_touch, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
 MORTAL(paging_evict, (void *c, uint16_t domain, uint32_t gfn), (c, domain, gfn))
 MORTAL(paging_load, (void *c, uint16_t domain, uint32_t gfn, const uint8_t *page), (c, domain, gfn, page))
 MORTAL(share_nominate, (void *c, uint16_t domain, uint32_t gfn, uint64_t *handle), (c, domain, gfn, handle))
@@ -276,6 +277,7 @@ static void start(void)
     mortal.paging_disable = mortal_paging_disable;
     mortal.paging_take_over = mortal_paging_take_over;
     mortal.paging_nominate = mortal_paging_nominate;
+    mortal.paging_touch = mortal_paging_touch;
     mortal.paging_evict = mortal_paging_evict;
     mortal.paging_load = mortal_paging_load;
     mortal.paging_load_answer = in_store_domain ? mortal_paging_load_answer : NULL;
@@ -683,7 +685,7 @@ static void test_death_at_each_step(void)
 {
     static const struct life lives[] = {
         {.scenario = scenario, .least_deaths = 110, .second_each = 1},
-        {.scenario = release_scenario, .afterwards = release_again, .least_deaths = 80, .second_each = 2},
+        {.scenario = release_scenario, .afterwards = release_again, .least_deaths = 70, .second_each = 2},
         {.scenario = remove_scenario, .afterwards = remove_again, .least_deaths = 50, .second_each = 4},
         {.scenario = compact_scenario, .afterwards = compact_again, .least_deaths = 100, .second_each = 4},
         {.scenario = device_scenario, .afterwards = device_again, .least_deaths = 20, .second_each = 2},

@@ -204,6 +204,31 @@ static void test_states(void)
     CALL(unmap, &page, 1);
     CHECK_EQ(CALL(paging_nominate, guest, gfns + 5), -EBUSY);
     CHECK_EQ(CALL(paging_load, guest, gfns + 5, copies[0]), -ENOENT);
+    CHECK_EQ(CALL(paging_touch, guest, gfns + 5), -EINVAL);
+    CHECK_EQ(CALL(paging_touch, guest, gfn), 0);
+    /* By a touch of dom0's what is nominated is ram again, though it is mapped. */
+    CHECK_EQ(CALL(paging_nominate, guest, gfn), 0);
+    CHECK_EQ(map_one(gfn, &page), 0);
+    CHECK_EQ(CALL(paging_touch, guest, gfn), -EAGAIN);
+    CHECK_EQ(CALL(paging_evict, guest, gfn), -EBUSY);
+    CHECK_EQ(CALL(paging_load, guest, gfn, NULL), 0);
+    CHECK_EQ(CALL(paging_load, guest, gfn, NULL), -ENOENT);
+    CHECK(memcmp(page, copies[0], DE_PAGE_SIZE) == 0);
+    CALL(unmap, &page, 1);
+    CHECK_EQ(CALL(wait, SECOND_NS, ready, 1), 1);
+    CHECK_EQ(CALL(ring_take, guest, &event), 1);
+    CHECK_EQ(event.gfn, gfn);
+    CHECK_EQ(event.flags & DE_VM_EVENT_VCPU_PAUSED, 0);
+    CHECK_EQ(event.paging_flags & DE_PAGING_EVICT_FAIL, DE_PAGING_EVICT_FAIL);
+    CHECK_EQ(CALL(ring_answer, guest, &event), 0);
+    CHECK_EQ(CALL(paging_touch, guest, gfn), 0);
+    CHECK_EQ(CALL(paging_nominate, guest, gfn), 0);
+    CHECK_EQ(CALL(paging_evict, guest, gfn), 0);
+    CHECK_EQ(CALL(paging_touch, guest, gfn), -EAGAIN);
+    CHECK_EQ(CALL(wait, SECOND_NS, ready, 1), 1);
+    CHECK_EQ(CALL(ring_take, guest, &event), 1);
+    CHECK_EQ(CALL(paging_load, guest, gfn, copies[0]), 0);
+    CHECK_EQ(CALL(ring_answer, guest, &event), 0);
     serve(0, &touched);
     CHECK_EQ(CALL(unpause, guest), 0);
 }
