@@ -166,8 +166,8 @@ MUTATIONS = (
     Mutation(
         "a page of a domain that went stays locked (found in the pager by virtual time)",
         "holds/holds.c",
-        "    if (fd >= 0) {\n        unlock_all(fd);",
-        "    if (fd >= 0) {\n        (void)unlock_all;",
+        "        unlock_all(fd);",
+        "        (void)unlock_all;",
     ),
     Mutation(
         "a backend maps a nominated page without asking",
