@@ -233,6 +233,8 @@ def _draw(found: dict[int, dict[str, float]]) -> Figure:
     )
     memory.axhline(100, color="black", linewidth=0.8, linestyle="--", label="all there is")
     memory.set_ylim(bottom=0)
+    for axis in (work, memory):
+        axis.set_xticks(range(min(counts), max(counts) + 1))
     drawing.titles(memory, "Memory", "guests", "% of the host's memory")
     drawing.legend(memory, loc="lower right")
     return figure
