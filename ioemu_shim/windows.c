@@ -1041,8 +1041,10 @@ static void look_for_pager(uint64_t now)
     while (workers)
         pthread_cond_wait(&changed, &lock);
     has_lock = true;
-    if (link_attach())
+    if (link_attach()) {
         take_all_holds();
+        de_holds_count(link_holds());
+    }
     has_lock = false;
     attaching = false;
     pthread_cond_broadcast(&changed);

@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 #define HOLDS_MAGIC 0x0a73646c6f684544u /* "DEholds\n" */
-#define HOLDS_VERSION 4u
+#define HOLDS_VERSION 5u
 #define NAME_BYTES 16u
 #define COUNT 0x1fu
 #define HINTS ((unsigned)DE_HOLDS_SHARED | (unsigned)DE_HOLDS_OUT)
@@ -52,6 +52,7 @@ struct holds_header {
     struct de_uuid uuid;
     uint16_t domain;
     _Atomic(uint32_t) ended;              /**< not 0: no pager will look at it again */
+    _Atomic(uint32_t) counts;             /**< not 0: who has the lock has taken all its holds */
     _Alignas(64) _Atomic(uint32_t) asked; /**< requests so far: the pager sleeps on it */
     _Alignas(64) struct request requests[DE_HOLDS_REQUESTS];
 };
@@ -305,7 +306,9 @@ bool de_holds_attached(const struct de_holds *holds)
     if (__atomic_load_n(&holds->void_table, __ATOMIC_SEQ_CST))
         return false;
     if (flock(holds->fd, LOCK_SH | LOCK_NB))
-        return errno == EWOULDBLOCK;
+        return errno == EWOULDBLOCK && atomic_load(&holds->header->counts);
+    /* Nobody else has the lock now: the next one is to say so anew. */
+    atomic_store(&holds->header->counts, 0);
     flock(holds->fd, LOCK_UN);
     return false;
 }
@@ -403,6 +406,7 @@ int de_holds_attach_fd(int fd, struct de_holds **result)
         de_holds_close(holds);
         return status;
     }
+    atomic_store(&holds->header->counts, 0);
     close(holds->fd);
     holds->fd = -1;
     /* A child would keep the lock. */
@@ -419,7 +423,15 @@ int de_holds_attach(const char *path, struct de_holds **result)
 {
     /* A description of its own: a lock belongs to that, not to the file. */
     int fd = open(path, O_RDWR | O_CLOEXEC);
-    return fd < 0 ? DE_SYSTEM : de_holds_attach_fd(fd, result);
+    int status = fd < 0 ? DE_SYSTEM : de_holds_attach_fd(fd, result);
+    if (status == DE_OK)
+        de_holds_count(*result);
+    return status;
+}
+
+void de_holds_count(struct de_holds *holds)
+{
+    atomic_store(&holds->header->counts, 1);
 }
 
 bool de_holds_ended(const struct de_holds *holds)

@@ -82,14 +82,17 @@ bool de_holds_request(struct de_holds *holds, uint32_t slot, uint32_t *gfn);
 void de_holds_answer(struct de_holds *holds, uint32_t slot);
 
 /**
- * A device model: attach to the table at @p path (de_pager_holds_path()). Counts that a dead one left are
- * cleared. @return DE_OK, DE_BUSY (another one has it), DE_CORRUPT (no hold table), DE_NO_MEMORY or
- * DE_SYSTEM.
+ * A device model that has nothing mapped: attach to the table at @p path (de_pager_holds_path()). Counts that
+ * a dead one left are cleared. @return DE_OK, DE_BUSY (another one has it), DE_CORRUPT (no hold table),
+ * DE_NO_MEMORY or DE_SYSTEM.
  */
 int de_holds_attach(const char *path, struct de_holds **holds);
 /** The same with a descriptor from the pager, which is closed, with success or without: the mapping keeps
- * what the lock is on, and a descriptor that is not there can't be used to truncate the table. */
+ * what the lock is on, and a descriptor that is not there can't be used to truncate the table. Attached for
+ * the pager from de_holds_count() on. */
 int de_holds_attach_fd(int fd, struct de_holds **holds);
+/** A device model: all that it has mapped is held. */
+void de_holds_count(struct de_holds *holds);
 /** A device model: whether the pager gave the table up, for good. Then it is to attach to another one. */
 bool de_holds_ended(const struct de_holds *holds);
 /**

@@ -528,12 +528,12 @@ static void go_on(void)
     CHECK_EQ(write(device_input, "x", 1), 1);
 }
 
-/* It is not attached yet; or it is, and takes the holds of what it has mapped just now. */
+/* It is not attached yet. */
 static void await_held(uint32_t gfn)
 {
     int result;
     uint64_t deadline_ns = now_ns() + ATTACHED_NS;
-    while ((result = propose_page(gfn)) == DE_PROPOSAL_NO_HOLDS || result == DE_PROPOSAL_BUSY) {
+    while ((result = propose_page(gfn)) == DE_PROPOSAL_NO_HOLDS) {
         CHECK(now_ns() < deadline_ns);
         usleep(1000);
     }
