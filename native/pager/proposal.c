@@ -45,7 +45,8 @@ static struct entry nominated(struct entry before, int error)
     return error ? watched : entry_watched_anew(before);
 }
 
-/* After success the entry is `watched` as returned, and the page nominated as far as anyone can know. */
+/* After success the entry is `watched` as returned, and the page nominated as far as anyone can know. The
+ * domain stands still. */
 static int watch(struct de_pager *pager, struct place place, struct entry *watched)
 {
     struct entry before = entry_get(place.domain, place.gfn);
@@ -65,6 +66,42 @@ static int watch(struct de_pager *pager, struct place place, struct entry *watch
     if (error == -EOPNOTSUPP)
         return DE_PROPOSAL_UNABLE;
     return error == -EBUSY ? DE_PROPOSAL_BUSY : DE_PROPOSAL_FAILED;
+}
+
+/** A guest stands still while so many of its pages are nominated: some 100 microseconds. */
+#define NOMINATED_AT_ONCE 64u
+
+/* @return what becomes of the proposals if not DONE: the domain runs then. */
+static int stand_still(struct de_pager *pager, uint16_t domain)
+{
+    if (!pager->hypervisor.operations->pause_outside_kernel)
+        return DE_PROPOSAL_DONE;
+    switch (HYPERCALL(pager, pause_outside_kernel, domain)) {
+    case 0:
+        return DE_PROPOSAL_DONE;
+    case -EAGAIN:
+        return DE_PROPOSAL_IN_KERNEL;
+    case -ESRCH:
+        return DE_PROPOSAL_NO_DOMAIN;
+    default:
+        return DE_PROPOSAL_FAILED;
+    }
+}
+
+static void go_on(struct de_pager *pager, uint16_t domain)
+{
+    if (pager->hypervisor.operations->pause_outside_kernel)
+        HYPERCALL(pager, go_on, domain);
+}
+
+static int watch_alone(struct de_pager *pager, struct place place, struct entry *watched)
+{
+    int result = stand_still(pager, place.domain->id);
+    if (result)
+        return result;
+    result = watch(pager, place, watched);
+    go_on(pager, place.domain->id);
+    return result;
 }
 
 static int frame_error(int error)
@@ -156,16 +193,32 @@ static int evict_verified(struct de_pager *pager, struct place place, struct ent
     return error ? DE_PROPOSAL_TOUCHED : DE_PROPOSAL_DONE;
 }
 
-static int evict_locked(struct de_pager *pager, struct place place, uint32_t object)
+static int evict_watched(struct de_pager *pager, struct place place, struct entry watched, uint32_t object)
 {
-    struct entry watched;
     if (de_store_retain(pager->store, object) != DE_OK)
         return DE_PROPOSAL_NO_OBJECT;
-    int result = watch(pager, place, &watched);
-    if (!result)
-        result = verify(pager, place, object);
+    int result = verify(pager, place, object);
     if (!result)
         return evict_verified(pager, place, watched, object);
+    de_store_release(pager->store, object);
+    return result;
+}
+
+/* The eviction itself tells whether a watched page is still nominated, and so has not changed since we
+ * looked. */
+static int evict_locked(struct de_pager *pager, struct place place, uint32_t object)
+{
+    struct entry watched = entry_get(place.domain, place.gfn);
+    int result = DE_PROPOSAL_TOUCHED;
+    if (de_store_retain(pager->store, object) != DE_OK)
+        return DE_PROPOSAL_NO_OBJECT;
+    if (watched.state == DE_PAGE_WATCHED)
+        result = evict_watched(pager, place, watched, object);
+    if (result == DE_PROPOSAL_TOUCHED) {
+        result = watch_alone(pager, place, &watched);
+        if (!result)
+            result = evict_watched(pager, place, watched, object);
+    }
     de_store_release(pager->store, object);
     return result;
 }
@@ -208,18 +261,44 @@ static void propose(struct de_pager *pager, carry_out *step, const uint16_t *dom
     pthread_mutex_unlock(&pager->proposals);
 }
 
-static int watch_page(struct de_pager *pager, struct place place, uint32_t object)
+/* One after the other, all of one domain, which stands still. @return as stand_still(). */
+static int watch_some(struct de_pager *pager, uint16_t domain, const uint32_t *gfns, size_t count,
+                      int32_t *results)
 {
+    struct place places[NOMINATED_AT_ONCE];
     struct entry watched;
-    (void)object;
-    int result = check_device_model(place);
-    return result ? result : watch(pager, place, &watched);
+    size_t wanted = 0;
+    for (size_t i = 0; i < count; i++) {
+        results[i] = find_place(pager, domain, gfns[i], &places[i]);
+        if (!results[i])
+            results[i] = check_device_model(places[i]);
+        wanted += results[i] == DE_PROPOSAL_DONE;
+    }
+    int standing = wanted ? stand_still(pager, domain) : DE_PROPOSAL_DONE;
+    for (size_t i = 0; i < count; i++)
+        if (!results[i])
+            results[i] = standing ? standing : watch(pager, places[i], &watched);
+    if (wanted && !standing)
+        go_on(pager, domain);
+    return standing;
 }
 
 void de_pager_watch(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns, size_t count,
                     int32_t *results)
 {
-    propose(pager, watch_page, domains, gfns, NULL, count, results);
+    int standing = DE_PROPOSAL_DONE;
+    pthread_mutex_lock(&pager->proposals);
+    for (size_t i = 0, some; i < count; i += some) {
+        for (some = 1; some < NOMINATED_AT_ONCE && i + some < count && domains[i + some] == domains[i];)
+            some++;
+        /* A guest that could not be had a moment ago is not asked again so soon. */
+        if (standing && domains[i] == domains[i - 1])
+            for (size_t k = 0; k < some; k++)
+                results[i + k] = standing;
+        else
+            standing = watch_some(pager, domains[i], gfns + i, some, results + i);
+    }
+    pthread_mutex_unlock(&pager->proposals);
 }
 
 void de_pager_evict(struct de_pager *pager, const uint16_t *domains, const uint32_t *gfns,

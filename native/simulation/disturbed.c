@@ -64,9 +64,13 @@ static int paging_nominate(void *context, uint16_t domain, uint32_t gfn)
 {
     struct world *world = context;
     int error;
+    struct place *place = place_of(world, domain);
     if (chance(world, world->options.refusals))
         return -EBUSY;
     HYPERCALL(world, error, paging_nominate, domain, gfn);
+    /* What is refused may be another one, which has a dead one's number. */
+    if (!error && place && !place->standing)
+        WORLD_FAIL(world, "gfn %#x of domain %u is nominated while the domain runs", gfn, domain);
     return error;
 }
 
@@ -236,6 +240,34 @@ static int pause_domain(void *context, uint16_t domain)
     return error;
 }
 
+static int pause_outside_kernel(void *context, uint16_t domain)
+{
+    struct world *world = context;
+    struct place *place = place_of(world, domain);
+    int error;
+    if (chance(world, world->options.refusals))
+        return -EAGAIN;
+    scheduler_enter_hypercall(world->scheduler);
+    error = MACHINE(world, pause, domain);
+    if (place && !error)
+        place->standing = true;
+    scheduler_leave_hypercall(world->scheduler);
+    return error;
+}
+
+static int go_on(void *context, uint16_t domain)
+{
+    struct world *world = context;
+    struct place *place = place_of(world, domain);
+    int error;
+    scheduler_enter_hypercall(world->scheduler);
+    error = MACHINE(world, unpause, domain);
+    if (place)
+        place->standing = false;
+    scheduler_leave_hypercall(world->scheduler);
+    return error;
+}
+
 static void yield(void *context)
 {
     struct world *world = context;
@@ -265,8 +297,15 @@ PASS_ON(unpause)
 static int paging_take_over(void *context, uint16_t domain, uint32_t *answered)
 {
     struct world *world = context;
+    struct place *place = place_of(world, domain);
     int error;
-    HYPERCALL(world, error, paging_take_over, domain, answered);
+    scheduler_enter_hypercall(world->scheduler);
+    error = MACHINE(world, paging_take_over, domain, answered);
+    if (place && place->standing) {
+        MACHINE(world, unpause, domain);
+        place->standing = false;
+    }
+    scheduler_leave_hypercall(world->scheduler);
     return error;
 }
 
@@ -395,6 +434,8 @@ void disturbed_create(struct world *world)
         .interrupt = interrupt,
         .pause = pause_domain,
         .unpause = unpause,
+        .pause_outside_kernel = pause_outside_kernel,
+        .go_on = go_on,
         .yield = yield,
         .now_ns = now_ns,
         .store_domain = &world->store_operations,

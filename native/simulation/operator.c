@@ -46,7 +46,7 @@ static void settle_in(struct place *place)
         page->present = de_machine_populate(world->machine, id, &gfn, &bytes, 1, &error) == 1;
     }
     place->tenancy++;
-    place->halted = place->leaving = false;
+    place->halted = place->leaving = place->standing = false;
     place->paging = PAGED;
     place->tables++;
     place->idle_ticks = 0;

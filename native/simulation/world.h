@@ -51,7 +51,8 @@ struct place {
     uint32_t tenancy; /**< how manieth domain it is */
     enum request request;
     enum paging paging;
-    bool halted; /**< the pager paused it for good */
+    bool halted;   /**< the pager paused it for good */
+    bool standing; /**< the pager paused it for a moment, to nominate */
     bool hostile;
     bool device;
     struct de_holds *holds; /**< its device model's; NULL: not attached */

@@ -222,6 +222,9 @@ static int take_over_record(struct de_xen *xen, uint16_t id, struct xen_domain *
     if (error)
         return error == -ENOENT ? -EINVAL : error;
     error = check_record(xen, id, &domain->record, &domain->several_vcpus);
+    /* It died while the domain stood still. */
+    if (error != -ESRCH && xen_record_end_pause(xen->directory, id))
+        XEN_CALL(xen, xc_domain_unpause, id);
     if (error == -ESRCH || error == -EINVAL)
         xen_record_remove(xen->directory, id);
     return error;

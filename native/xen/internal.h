@@ -96,6 +96,8 @@ void xen_channel_notify(struct de_xen *xen, const struct xen_channel *channel);
 /* nominate.c */
 int xen_paging_nominate(void *context, uint16_t id, uint32_t gfn);
 int xen_paging_touch(void *context, uint16_t id, uint32_t gfn);
+int xen_pause_outside_kernel(void *context, uint16_t id);
+int xen_go_on(void *context, uint16_t id);
 /** Remember what Xen itself touches. The lock is held. */
 void xen_pin(struct xen_domain *domain, const struct de_vm_event *event);
 

@@ -29,6 +29,7 @@
     F(xc_set_paging_mempool_size)                                                                            \
     F(xc_domain_pause)                                                                                       \
     F(xc_domain_unpause)                                                                                     \
+    F(xc_vcpu_getinfo)                                                                                       \
     F(xc_domain_populate_physmap_exact)                                                                      \
     F(xc_domain_decrease_reservation_exact)                                                                  \
     F(xc_domain_hvm_getcontext_partial)                                                                      \

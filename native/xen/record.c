@@ -54,4 +54,23 @@ void xen_record_remove(int directory, uint16_t domain)
     char name[NAME_BYTES];
     name_of(domain, "", name);
     unlinkat(directory, name, 0);
+    xen_record_end_pause(directory, domain);
+}
+
+int xen_record_pause(int directory, uint16_t domain)
+{
+    char name[NAME_BYTES];
+    name_of(domain, ".paused", name);
+    int fd = openat(directory, name, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return -errno;
+    close(fd);
+    return 0;
+}
+
+bool xen_record_end_pause(int directory, uint16_t domain)
+{
+    char name[NAME_BYTES];
+    name_of(domain, ".paused", name);
+    return !unlinkat(directory, name, 0);
 }

@@ -27,4 +27,9 @@ int xen_record_write(int directory, uint16_t domain, const struct xen_record *re
 int xen_record_read(int directory, uint16_t domain, struct xen_record *record);
 void xen_record_remove(int directory, uint16_t domain);
 
+/** From before this process pauses a domain until it goes on: whoever comes next lets it. */
+int xen_record_pause(int directory, uint16_t domain);
+/** @return whether there was a note. */
+bool xen_record_end_pause(int directory, uint16_t domain);
+
 #endif

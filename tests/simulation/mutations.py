@@ -47,10 +47,18 @@ MUTATIONS = (
     Mutation(
         "verified before it is watched",
         "pager/proposal.c",
-        "    int result = watch(pager, place, &watched);\n"
-        "    if (!result)\n        result = verify(pager, place, object);",
-        "    int result = verify(pager, place, object);\n"
-        "    if (!result)\n        result = watch(pager, place, &watched);",
+        "        result = watch_alone(pager, place, &watched);\n"
+        "        if (!result)\n            result = evict_watched(pager, place, watched, object);",
+        "        result = verify(pager, place, object);\n"
+        "        if (!result)\n            result = watch_alone(pager, place, &watched);\n"
+        "        if (!result && de_store_retain(pager->store, object) == DE_OK)\n"
+        "            result = evict_verified(pager, place, watched, object);",
+    ),
+    Mutation(
+        "nominated while the domain runs",
+        "pager/proposal.c",
+        "    if (!pager->hypervisor.operations->pause_outside_kernel)\n        return DE_PROPOSAL_DONE;",
+        "    if (pager)\n        return DE_PROPOSAL_DONE;",
     ),
     Mutation(
         "entry only after the eviction",
@@ -80,9 +88,9 @@ MUTATIONS = (
         "no reference for the page table",
         "pager/proposal.c",
         "    if (de_store_retain(pager->store, object) != DE_OK)\n        return DE_PROPOSAL_NO_OBJECT;\n"
-        "    int result = watch",
+        "    int result = verify",
         "    if (de_store_retain(pager->store, object) != DE_OK)\n        return DE_PROPOSAL_NO_OBJECT;\n"
-        "    de_store_release(pager->store, object);\n    int result = watch",
+        "    de_store_release(pager->store, object);\n    int result = verify",
     ),
     Mutation(
         "an object is not given back after a refused eviction",

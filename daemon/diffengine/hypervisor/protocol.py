@@ -73,6 +73,7 @@ class Outcome(ArrayEnum):
     DISK = -17  # the disk refused the write
     HELD = -18  # the domain's device model has the page mapped
     NO_HOLDS = -19  # the domain has a device model that does not say what it maps
+    IN_KERNEL = -20  # the guest stayed in its kernel, where its pages are not watched, or is paused
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ OUTCOMES = {
     "disk": "the disk refused the write",
     "held": "the device model has it mapped",
     "no_holds": "the device model does not say what it maps",
+    "in_kernel": "the guest stayed in its kernel, or is paused",
 }
 # What can be done about an outcome of a step.
 CHANGES = {"share_no_memory": "wait: what goes out makes room"}

@@ -142,7 +142,7 @@ struct de_hypervisor_operations {
     /**
      * ram_rw or logdirty -> paging_out. The next guest access gives an event with DE_PAGING_EVICT_FAIL.
      * -EBUSY: a hole, shared, already nominated, evicted or on its way in, mapped, or a special page.
-     * -EOPNOTSUPP: pages of this domain are not to be nominated.
+     * -EOPNOTSUPP: pages of this domain are not to be nominated. See pause_outside_kernel() for when to.
      */
     int (*paging_nominate)(void *context, uint16_t domain, uint32_t gfn);
     /** paging_out -> paged; the frame is free. -EBUSY: not nominated (any more), or mapped. Nothing happened
@@ -209,6 +209,16 @@ struct de_hypervisor_operations {
     /** No vCPU of the domain runs when this returns. Counted: as many unpause()s let it run again. */
     int (*pause)(void *context, uint16_t domain);
     int (*unpause)(void *context, uint16_t domain); /**< -EINVAL: not paused */
+    /**
+     * As pause(), with each vCPU outside the guest's kernel: in a program, or waiting for an interrupt. So
+     * pages are nominated: a kernel puts a hypercall's arguments somewhere and calls, and the hypervisor then
+     * reads them without a fault that could be waited for. If that page, or a page table on the way there,
+     * was nominated in between, the call fails with -EFAULT, which few kernels live with. NULL: at any time
+     * will do. Should this process die meanwhile, who takes over lets the domain go on. -EAGAIN: it stayed in
+     * its kernel for as long as is waited, or somebody else has paused it there.
+     */
+    int (*pause_outside_kernel)(void *context, uint16_t domain);
+    int (*go_on)(void *context, uint16_t domain); /**< after pause_outside_kernel() */
 
     /**
      * paging_load(), and ring_answer() if that gave 0: where two calls cost more than one. NULL: make both.

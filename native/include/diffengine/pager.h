@@ -59,6 +59,7 @@ enum de_proposal {
     DE_PROPOSAL_DISK = -17,      /**< the disk refused the write; nothing changed */
     DE_PROPOSAL_HELD = -18,      /**< the domain's device model has the page mapped, or is about to */
     DE_PROPOSAL_NO_HOLDS = -19, /**< the domain has a device model that does not say what it maps (holds.h) */
+    DE_PROPOSAL_IN_KERNEL = -20, /**< nominate put off: the guest stayed in its kernel, or is paused */
 };
 
 /**

@@ -20,6 +20,9 @@ static void (*after_take)(uint16_t domain, struct de_vm_event *event);
 static void (*before_load)(uint16_t domain, uint32_t gfn, bool has_page);
 static void (*after_load)(uint16_t domain, uint32_t gfn, int result);
 static void (*before_share)(void);
+static int pause_error; /**< what pausing gives instead of being done; 0: nothing */
+static unsigned pauses;
+static bool standing, nominated_running;
 static int enable_error; /**< what enabling gives instead of being done; 0: nothing */
 static _Atomic int load_error;
 static _Atomic uint64_t last_timeout_ns; /**< of the pager's last wait */
@@ -32,6 +35,30 @@ static int hooked_evict(void *context, uint16_t domain, uint32_t gfn)
     if (after_evict)
         after_evict(domain, gfn);
     return error;
+}
+
+static int hooked_nominate(void *context, uint16_t domain, uint32_t gfn)
+{
+    nominated_running |= !standing;
+    return real.operations->paging_nominate(context, domain, gfn);
+}
+
+static int hooked_pause_outside_kernel(void *context, uint16_t domain)
+{
+    (void)context;
+    (void)domain;
+    pauses++;
+    standing = !pause_error;
+    return pause_error;
+}
+
+static int hooked_go_on(void *context, uint16_t domain)
+{
+    (void)context;
+    (void)domain;
+    CHECK(standing);
+    standing = false;
+    return 0;
 }
 
 static int hooked_load(void *context, uint16_t domain, uint32_t gfn, const uint8_t *page)
@@ -89,6 +116,9 @@ static void start(uint32_t frames)
     real = de_machine_hypervisor(machine);
     hooked = *real.operations;
     hooked.paging_evict = hooked_evict;
+    hooked.paging_nominate = hooked_nominate;
+    hooked.pause_outside_kernel = hooked_pause_outside_kernel;
+    hooked.go_on = hooked_go_on;
     hooked.paging_load = hooked_load;
     hooked.paging_load_answer = hooked_load_answer;
     hooked.ring_take = hooked_take;
@@ -100,15 +130,18 @@ static void start(uint32_t frames)
     before_load = NULL;
     after_load = NULL;
     before_share = NULL;
-    enable_error = 0;
+    enable_error = pause_error = 0;
+    standing = nominated_running = false;
     atomic_store(&load_error, 0);
     struct de_hypervisor hypervisor = {.operations = &hooked, .context = real.context};
     CHECK_EQ(de_pager_create(store, &hypervisor, &pager), DE_OK);
 }
 
-/* Whatever a test did: nothing is left in the store but what it put there itself, and released. */
+/* Whatever a test did: no page was nominated while its domain ran, and nothing is left in the store but what
+ * it put there itself, and released. */
 static void finish(void)
 {
+    CHECK(!nominated_running && !standing);
     for (uint16_t id = 1; id < 32; id++)
         de_machine_domain_destroy(machine, id);
     for (uint16_t id = 1; id < 32; id++)
@@ -1424,8 +1457,46 @@ static void test_domains_under_load(void)
     finish();
 }
 
+/* A guest is stopped for some pages at a time; one that stays in its kernel is left alone for this time. */
+static void test_stands_still_while_nominated(void)
+{
+    enum { PAGES = 150 };
+    uint16_t domains[2 * PAGES];
+    uint32_t gfns[2 * PAGES];
+    int32_t results[2 * PAGES];
+    start(2 * PAGES);
+    uint16_t both[] = {make_domain(PAGES, 0), make_domain(PAGES, PAGES)};
+    for (uint32_t i = 0; i < 2 * PAGES; i++) {
+        domains[i] = both[i / PAGES];
+        gfns[i] = i % PAGES;
+    }
+    pauses = 0;
+    pause_error = -EAGAIN;
+    de_pager_watch(pager, domains, gfns, 2 * PAGES, results);
+    CHECK_EQ(pauses, 2);
+    for (uint32_t i = 0; i < 2 * PAGES; i++) {
+        CHECK_EQ(results[i], DE_PROPOSAL_IN_KERNEL);
+        CHECK_EQ(state(domains[i], gfns[i]), DE_PAGE_RESIDENT);
+    }
+    uint32_t object = put_filled(store, 0);
+    CHECK_EQ(evict(both[0], 0, object), DE_PROPOSAL_IN_KERNEL);
+    pauses = 0;
+    pause_error = 0;
+    de_pager_watch(pager, domains, gfns, 2 * PAGES, results);
+    CHECK(pauses > 2 && pauses < PAGES / 10);
+    for (uint32_t i = 0; i < 2 * PAGES; i++)
+        CHECK_EQ(results[i], DE_PROPOSAL_DONE);
+    /* Nominated at a time before: nothing has to stop for that. */
+    pauses = 0;
+    CHECK_EQ(evict(both[0], 0, object), DE_PROPOSAL_DONE);
+    CHECK_EQ(pauses, 0);
+    CHECK_EQ(de_store_release(store, object), DE_OK);
+    finish();
+}
+
 int main(void)
 {
+    test_stands_still_while_nominated();
     test_domains();
     test_domains_with_nothing_out_are_left_at_the_end();
     test_id_of_another();

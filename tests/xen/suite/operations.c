@@ -3,7 +3,9 @@
  * What hypervisor.h says of each operation, on a real Xen: run in dom0 as root with the number of a running
  * PVH guest with one vCPU that has memory of its own in use. Each test says its name and "ok"; the first that
  * fails ends the program. Some tests cost the guest its life, and are asked for by name: "destroyed",
- * "hidden"; "several" wants a guest with several vCPUs.
+ * "hidden"; "several" and "switched" want a guest with several vCPUs, the second a Xen with
+ * docs/several-vcpus.patch: without, it stops the host. "standing" goes on until its input ends; so does
+ * "running", which shows what becomes of a guest without pause_outside_kernel().
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -13,6 +15,7 @@
 #include "../../unit/native/check.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,6 +25,8 @@
 #define BATCH 1024u
 #define FIRST 0x3000u /**< from here on the tests choose gfns */
 #define SECOND_NS 1000000000u
+#define AT_ONCE 64u
+#define NOMINATING_NS (60 * (uint64_t)SECOND_NS)
 
 static char directory[] = "/run/test-xen-XXXXXX";
 static uint16_t guest;
@@ -29,7 +34,7 @@ static uint32_t gfns;
 static struct de_xen *xen;
 static struct de_xen_options options;
 static struct de_hypervisor hypervisor;
-static uint8_t copies[BATCH][DE_PAGE_SIZE];
+static uint8_t (*copies)[DE_PAGE_SIZE]; /**< room for every page of the guest */
 
 #define CALL(operation, ...) hypervisor.operations->operation(hypervisor.context, ##__VA_ARGS__)
 
@@ -246,12 +251,17 @@ static void test_watch(void)
 }
 
 /* The place of an event's page among those that are out. @return count: it is none of them. */
+static int by_number(const void *gfn, const void *chosen)
+{
+    uint64_t wanted = *(const uint64_t *)gfn, there = *(const uint32_t *)chosen;
+    return wanted < there ? -1 : wanted > there;
+}
+
+/* chosen: in ascending order. */
 static unsigned place_of(const uint32_t *chosen, unsigned count, uint64_t gfn)
 {
-    unsigned place = 0;
-    while (place < count && chosen[place] != gfn)
-        place++;
-    return place;
+    const uint32_t *found = bsearch(&gfn, chosen, count, sizeof *chosen, by_number);
+    return found ? (unsigned)(found - chosen) : count;
 }
 
 /* @return whether it was one of these pages, and out. */
@@ -410,6 +420,98 @@ static void test_several_vcpus(void)
     CHECK_EQ(CALL(paging_disable, guest), 0);
 }
 
+/* Whoever started this has seen enough. */
+static bool is_watched(void)
+{
+    struct pollfd input = {.fd = STDIN_FILENO};
+    return poll(&input, 1, 0) == 0;
+}
+
+/*
+ * Every page again and again, those first that are in use all the time: the arguments of its kernel's
+ * hypercalls, and page tables. Says "nominated" after some time, and serves the guest until its standard
+ * input ends. still: while the guest stands outside its kernel. Otherwise such a call fails sooner or later,
+ * and the kernel ends with it.
+ */
+static void nominate_all(bool still)
+{
+    unsigned nominated = 0, touched = 0, refused = 0;
+    uint64_t end_ns = CALL(now_ns) + NOMINATING_NS;
+    CHECK_EQ(CALL(paging_enable, guest), 0);
+    struct de_uuid uuid;
+    for (uint32_t gfn = 0; CALL(now_ns) < end_ns; gfn = gfn + 2 * AT_ONCE <= gfns ? gfn + AT_ONCE : 0) {
+        if (CALL(domain_uuid, guest, &uuid))
+            break;
+        int error = still ? CALL(pause_outside_kernel, guest) : 0;
+        CHECK(!error || error == -EAGAIN || error == -ESRCH);
+        refused += error != 0;
+        for (uint32_t i = 0; i < AT_ONCE && !error; i++)
+            nominated += CALL(paging_nominate, guest, gfn + i) == 0;
+        if (still && !error)
+            CHECK_EQ(CALL(go_on, guest), 0);
+        serve(0, &touched);
+    }
+    printf("nominated %u, %u touched, %u times not found outside its kernel\n", nominated, touched, refused);
+    fflush(stdout);
+    while (is_watched())
+        serve(SECOND_NS / 10, &touched);
+}
+
+static void test_nominated_while_it_runs(void)
+{
+    nominate_all(false);
+}
+
+static void test_nominated_while_it_stands(void)
+{
+    nominate_all(true);
+}
+
+static void switch_at_full_ring(uint32_t *chosen)
+{
+    struct de_vm_event events[DE_RING_SLOTS];
+    const uint8_t *pages[DE_RING_SLOTS];
+    int32_t errors[DE_RING_SLOTS];
+    unsigned touched = 0;
+    CHECK_EQ(CALL(paging_enable, guest), 0);
+    CHECK_EQ(CALL(pause, guest), 0);
+    unsigned count = evict_some(0, gfns, chosen);
+    CHECK(count > gfns / 2);
+    CHECK_EQ(CALL(map, guest, chosen, DE_RING_SLOTS, pages, errors), 0);
+    CHECK_EQ(CALL(unpause, guest), 0);
+    sleep(1);
+    unsigned taken = take_all(events, DE_RING_SLOTS);
+    CHECK_EQ(taken, DE_RING_SLOTS);
+    for (unsigned i = 0; i < taken; i++) {
+        CHECK_EQ(events[i].gfn, chosen[i]);
+        serve_one(&events[i], chosen, count);
+    }
+    unsigned faults = serve_chosen(chosen, count, 3 * (uint64_t)SECOND_NS);
+    load_all(chosen, count);
+    serve(SECOND_NS / 4, &touched);
+    printf("  %u evicted while it slept, %u faults once there were slots\n", count, faults);
+    CHECK(faults > 0);
+    CHECK_EQ(CALL(paging_disable, guest), 0);
+}
+
+/*
+ * The guest sleeps while its pages are taken, those among them that Xen writes to whenever it switches a
+ * vCPU; dom0 takes every slot of the ring; the guest is woken. Then Xen asks for what it can't write to, and
+ * there is no slot. More than once, as Xen's own pages of the guest are the first to be back.
+ */
+static void test_switched(void)
+{
+    uint32_t *chosen = malloc(gfns * sizeof *chosen);
+    CHECK(chosen != NULL);
+    options.several_vcpus = true;
+    for (unsigned round = 0; round < 3; round++) {
+        de_xen_close(xen);
+        begin();
+        switch_at_full_ring(chosen);
+    }
+    free(chosen);
+}
+
 /* No ring page in the physmap: the pager works, a successor is refused. */
 static void test_hidden_ring(void)
 {
@@ -453,22 +555,32 @@ static void run_all(void)
 int main(int count, char **arguments)
 {
     if (count < 3 || !mkdtemp(directory)) {
-        fputs("Usage: operations DOMAIN MIB [destroyed | several | hidden]\n", stderr);
+        fputs("Usage: operations DOMAIN MIB [destroyed | several | switched | hidden | standing | running]\n",
+              stderr);
         return 2;
     }
     const char *only = count > 3 ? arguments[3] : "";
     guest = (uint16_t)atoi(arguments[1]);
     gfns = (uint32_t)atoi(arguments[2]) * 256;
+    copies = malloc((size_t)gfns * sizeof *copies);
+    CHECK(copies != NULL);
     begin();
     if (!strcmp(only, "destroyed"))
         run("destroyed with events in flight", test_destroyed);
     else if (!strcmp(only, "several"))
         run("several vCPUs", test_several_vcpus);
+    else if (!strcmp(only, "running"))
+        run("pages nominated while it runs", test_nominated_while_it_runs);
+    else if (!strcmp(only, "standing"))
+        run("pages nominated while it stands still", test_nominated_while_it_stands);
+    else if (!strcmp(only, "switched"))
+        run("vCPUs switched at a full ring", test_switched);
     else if (!strcmp(only, "hidden"))
         run("hidden ring", test_hidden_ring);
     else
         run_all();
     de_xen_close(xen);
+    free(copies);
     rmdir(directory);
     puts("operations: all ok");
     return 0;

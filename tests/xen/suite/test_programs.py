@@ -25,6 +25,30 @@ def test_operations_that_cost_the_guest_its_life(how: str) -> None:
         run("/opt/rig/xen-operations", str(guest.domid), str(MIB), how)
 
 
+def test_a_guest_with_several_vcpus_is_left_alone() -> None:
+    with Guest.start("guest1", MIB, vcpus=2) as guest:
+        run("/opt/rig/xen-operations", str(guest.domid), str(MIB), "several")
+
+
+def test_hypercalls_work_while_pages_are_nominated() -> None:
+    with Guest.start("guest1", MIB) as guest:
+        guest.fill("random", 2000, 3)
+        guest.start_load(0, 0, 1000, 20)
+        words = ["/opt/rig/xen-operations", str(guest.domid), str(MIB), "standing"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+            assert program.stdout
+            line = next((line for line in program.stdout if line.startswith("nominated")), "")
+            print(line)
+            load = guest.stop_load()
+            print(load)
+            assert line
+            assert load.reads
+            assert load.writes
+            assert load.wrong_bytes == 0
+            assert guest.check(0).wrong_bytes == 0
+            guest.destroy()
+
+
 def test_pager_killed_at_random_under_load(guests: tuple[Guest, Guest]) -> None:
     for guest in guests:
         guest.fill("identical", 2000, 5)
