@@ -30,7 +30,7 @@ PYTHON_SOURCES := $(shell find daemon -name '*.py' -o -name 'meson.build' -o -na
 C_FILES := $(shell find native $(wildcard ioemu_shim) tests -name '*.[ch]')
 
 .PHONY: help build demo evaluate images test lint test-native test-python test-report docs bench fuzz fuzz-socket clean deb test-deb man \
-        test-xen test-xen-intel test-xen-smoke xen-shell
+        test-xen test-xen-intel test-xen-several-vcpus test-xen-smoke xen-shell
 help:
 	@echo 'make demo   set up and run the main job on real guest memory (about a minute the first time)'
 	@echo 'make test   set up and run all checks and tests'
@@ -38,7 +38,7 @@ help:
 	@echo 'make images   boot Debian guests in an emulator and dump their memory'
 	@echo 'make docs   the documentation as a site, in build/docs'
 	@echo 'make bench  measure against LZ4, zstd, xdelta3 and the memory itself'
-	@echo 'make test-xen-smoke, make test-xen, make test-xen-intel   on a real Xen, in an emulator'
+	@echo 'make test-xen-smoke, make test-xen, make test-xen-intel, make test-xen-several-vcpus   on a real Xen, in an emulator'
 	@echo 'make xen-shell  a root prompt in its dom0'
 	@echo 'make deb    build the Debian package; make test-deb installs, runs and purges it in a minimal Debian'
 	@echo 'make fuzz   fuzz the decoders (SECONDS=60 each)'
@@ -210,6 +210,9 @@ $(STAMPS)/xen-intel-packages: $(STAMPS)/xen-packages
 
 # bochs is some ten times slower than QEMU: what sharing and each form of evicted pages need, with a tenth of the pages.
 XEN_INTEL_TESTS := test_smoke.py test_sharing.py test_representations.py test_totals.py
+test-xen-several-vcpus: $(STAMPS)/venv $(STAMPS)/xen-packages
+	$(XEN_RIG) --patched --timeout 1800 test several_vcpus.py
+
 test-xen-intel: $(STAMPS)/venv $(STAMPS)/xen-intel-packages
 	$(XEN_RIG)-intel --cpu intel --timeout 7200 test $(XEN_INTEL_TESTS)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import lz4.block
 import pytest
 
-from xen.rig import kernels, qemu, results, simulated
+from xen.rig import died_of_emulator, kernels, qemu, results, simulated
 from xen.rig.cache import KEPT, Cache, digest
 from xen.rig.errors import RigError
 from xen.rig.initramfs import Archive
@@ -204,3 +204,46 @@ def test_what_xen_got_back_is_held_against_a_simulation_of_the_dumps(
 
 def test_a_run_without_debian_guests_has_nothing_to_compare(tmp_path: Path) -> None:
     assert simulated.compare(tmp_path)
+
+
+DUMP = """\
+(XEN) d36v0 Triple fault - invoking HVM shutdown action 1
+(XEN) *** Dumping Dom36 vcpu#0 state: ***
+(XEN) ----[ Xen-4.17.5  x86_64  debug=n  Not tainted ]----
+(XEN) CPU:    0
+(XEN) RIP:    {}
+(XEN) RFLAGS: 0000000000000246   CONTEXT: hvm guest (d36v0)
+"""
+OF_XEN = DUMP.format("e008:[<ffff82d040204505>]")
+OF_THE_GUEST = DUMP.format("0010:[<ffffffff8103b16e>]")
+
+
+def outcomes(**passed: bool) -> list[results.Outcome]:
+    return [results.Outcome(f"{module}::one", right, 1.0, "") for module, right in passed.items()]
+
+
+@pytest.mark.parametrize(
+    ("console", "passed", "again"),
+    [
+        ("suite/test_a.py::one " + OF_XEN, {"test_a": False, "test_b": True}, ["test_a"]),
+        ("suite/test_a.py::one " + OF_XEN, {"test_a": True, "test_b": True}, []),
+        ("suite/test_a.py::one " + OF_THE_GUEST, {"test_a": False}, []),
+        ("suite/test_a.py::one " + OF_XEN + "PASSED suite/test_b.py::one ", {"test_a": True, "test_b": False}, []),
+        ("suite/test_a.py::one " + OF_XEN + "suite/test_b.py::one ", {"test_a": False, "test_b": False}, []),
+        ("suite/test_a.py::one " + OF_XEN, {"test_a": False, "test_totals": False}, ["test_a", "test_totals"]),
+        ("suite/test_a.py::one FAILED", {"test_a": False}, []),
+    ],
+    ids=["its module", "passed", "guest's own", "other module", "one more failed", "totals with it", "no dump"],
+)
+def test_what_the_emulator_may_have_done_is_tried_again(
+    console: str, passed: dict[str, bool], again: list[str]
+) -> None:
+    assert died_of_emulator.to_be_tried_again(outcomes(**passed), console) == again
+
+
+def test_a_second_try_takes_the_place_of_the_first() -> None:
+    first, second = outcomes(test_a=False, test_b=True), outcomes(test_a=True)
+    assert {test.name: test.passed for test in results.with_second_try(first, second)} == {
+        "test_a::one": True,
+        "test_b::one": True,
+    }

@@ -21,6 +21,8 @@ CONFIG_MEM_SHARING=y
 SHARING_SOURCE = "arch/x86/mm/mem_sharing.c"
 INTEL_ONLY = "!is_hvm_domain(d) || !cpu_has_vmx)"
 INTEL_OR_AMD = "!is_hvm_domain(d) || !(cpu_has_vmx || cpu_has_svm))"
+# What an operator applies who wants guests with several vCPUs to be evicted from (docs/xen.md).
+SEVERAL_VCPUS = Path(__file__).parents[3] / "docs/several-vcpus.patch"
 
 
 def build(cache: Cache) -> Path:
@@ -29,7 +31,27 @@ def build(cache: Cache) -> Path:
     return cache.entry("hypervisor", key, _build)
 
 
+def build_patched(cache: Cache) -> Path:
+    """A folder with `xen-amd`, with the patch for guests with several vCPUs and the edit above."""
+    key = digest(OPTIONS, INTEL_ONLY, INTEL_OR_AMD, debian.RELEASE, SEVERAL_VCPUS.read_text())
+    return cache.entry("hypervisor-patched", key, _build_patched)
+
+
 def _build(folder: Path) -> None:
+    xen = _configured(folder)
+    _make(xen, "build")
+    shutil.copy(xen / "xen", folder / "xen-intel")
+    shutil.copy(xen / "xen-syms", folder / "xen-intel-syms")
+    _build_for_amd(xen, folder)
+
+
+def _build_patched(folder: Path) -> None:
+    xen = _configured(folder)
+    run("patch", "-p1", "-i", SEVERAL_VCPUS, cwd=xen.parent)
+    _build_for_amd(xen, folder)
+
+
+def _configured(folder: Path) -> Path:
     source = debian.fetch_source("xen", folder)
     (folder / "version").write_text(source.name + "\n")
     xen = source / "xen"
@@ -41,9 +63,10 @@ def _build(folder: Path) -> None:
     lost = [line for line in OPTIONS.splitlines() if line not in settled]
     if lost:
         raise RigError(f"{source.name} does not take {', '.join(lost)}")
-    _make(xen, "build")
-    shutil.copy(xen / "xen", folder / "xen-intel")
-    shutil.copy(xen / "xen-syms", folder / "xen-intel-syms")
+    return xen
+
+
+def _build_for_amd(xen: Path, folder: Path) -> None:
     _edit(xen / SHARING_SOURCE)
     _make(xen, "build")
     shutil.copy(xen / "xen", folder / "xen-amd")

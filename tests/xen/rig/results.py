@@ -23,11 +23,22 @@ class Outcome:
     seconds: float
     message: str
 
+    @property
+    def module(self) -> str:
+        return self.name.partition("::")[0]
+
 
 def forget(share: Path) -> None:
     """So that an earlier run's word is not taken for this one's."""
     for name in (VERDICT, RESULTS, *FILES, *SAMPLES):
         (share / name).unlink(missing_ok=True)
+
+
+def put_aside(share: Path) -> None:
+    """The first try's word; what the suite sums up goes on."""
+    for name in (RESULTS, "serial.log"):
+        (share / name).rename(share / f"first-{name}")
+    (share / VERDICT).unlink()
 
 
 def read(share: Path) -> list[Outcome]:
@@ -39,6 +50,12 @@ def read(share: Path) -> list[Outcome]:
     if (said == PASSED) != all(test.passed for test in tests):
         raise RigError(f"the suite says {said}, its results say otherwise: {share / RESULTS}")
     return tests
+
+
+def with_second_try(first: list[Outcome], second: list[Outcome]) -> list[Outcome]:
+    """What was tried again counts as it then went."""
+    again = {test.module for test in second}
+    return [test for test in first if test.module not in again] + second
 
 
 def _result(case: ElementTree.Element) -> Outcome:

@@ -21,6 +21,8 @@ INITRD = Path("/opt/rig/guest-initrd")
 # Generous: a machine that is busy with other things makes the emulator many times slower.
 READY_S = 240.0
 ANSWER_S = 600.0
+# A domain that is destroyed says nothing more, and its console's end may stay open.
+LOOK_S = 10.0
 # The emulator lets a guest die of a triple fault in its first second now and then, with the hypervisor's own registers
 # in the dump. Such a start is tried again; a guest that has said that it is ready is never replaced.
 STARTS = 4
@@ -33,7 +35,7 @@ ramdisk="{initrd}"
 cmdline="console=hvc0 quiet mitigations=off nokaslr xen_emul_unplug={unplug} transparent_hugepage=never"
 memory={memory_mib}
 maxmem={memory_mib}
-vcpus=1
+vcpus={vcpus}
 hap=1
 tsc_mode="native"
 on_crash="destroy"
@@ -80,11 +82,17 @@ class Guest:
         self._received = b""
 
     @classmethod
-    def start(cls, name: str, memory_mib: int = 128, kind: str = "pvh", more: str = "") -> Self:
+    def start(cls, name: str, memory_mib: int = 128, kind: str = "pvh", more: str = "", vcpus: int = 1) -> Self:
         """more: further lines of its configuration."""
         config = Path(f"/tmp/{name}.cfg")
         text = CONFIG.format(
-            name=name, type=kind, kernel=KERNELS[kind], initrd=INITRD, memory_mib=memory_mib, unplug=UNPLUG[kind]
+            name=name,
+            type=kind,
+            kernel=KERNELS[kind],
+            initrd=INITRD,
+            memory_mib=memory_mib,
+            unplug=UNPLUG[kind],
+            vcpus=vcpus,
         )
         config.write_text(text + (HVM_CONFIG if kind == "hvm" else "") + more)
         for attempt in range(1, STARTS + 1):
@@ -210,11 +218,17 @@ class Guest:
             if newline:
                 self._received = rest
                 yield line.decode(errors="replace").strip()
-            elif select.select([self.console], [], [], left_s)[0]:
+            elif select.select([self.console], [], [], min(left_s, LOOK_S))[0]:
                 try:
                     self._received += os.read(self.console, 65536)
                 except OSError as error:
                     raise GuestError(f"{self.name}: its console is gone: {error}") from error
+            elif not is_there(self.domid):
+                raise GuestError(f"{self.name} is gone")
+
+
+def is_there(domid: int) -> bool:
+    return subprocess.run(["xl", "domname", str(domid)], capture_output=True, check=False).returncode == 0
 
 
 def _range(first: int, count: int | None, step: int) -> str:

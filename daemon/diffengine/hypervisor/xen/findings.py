@@ -19,6 +19,7 @@ SMALL_DOM0_MIB = 1024
 # What xl takes for a fixed dom0 (auto_autoballoon in xl.c), in short.
 FIXED_DOM0 = re.compile(r"(^| )dom0_mem=")
 
+SEVERAL_VCPUS = "vcpus = 1, or Xen with docs/several-vcpus.patch and the pager's --several-vcpus (docs/xen.md says why)"
 REBUILD = "rebuild the hypervisor with CONFIG_EXPERT, CONFIG_UNSUPPORTED and {option}=y (docs/xen.md says how)"
 
 
@@ -223,9 +224,9 @@ def _domain(domain: DomainFacts, paging: bool, sharing: bool) -> list[Finding]:
     if domain.vcpus > 1 and paging:
         # Xen writes a vCPU's runstate through the guest's page tables inside its scheduler, and goes to sleep there
         # when the ring is full.
-        text = f"has {domain.vcpus} vCPUs: paging it can bring the host down, so its pages are not taken"
+        text = f"has {domain.vcpus} vCPUs: paging it can bring down a Xen without a patch, so its pages are not taken"
         can = ", only shared" if sharing else ""
-        return [*found, Finding(subject, "vCPUs", Level.LIMIT, f"{text}{can}", "vcpus = 1 (docs/xen.md says why)")]
+        return [*found, Finding(subject, "vCPUs", Level.LIMIT, f"{text}{can}", SEVERAL_VCPUS)]
     can = " and ".join(name for name, able in (("paged", paging), ("shared", sharing)) if able)
     state = f"; now {domain.paged:,} pages out, {domain.shared:,} shared" if domain.paged or domain.shared else ""
     size = _mib(domain.pages + domain.paged)
