@@ -5,6 +5,8 @@ with it, and what of that can be evicted meanwhile. The disk gives back every by
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,10 +37,14 @@ FEW_PAGES = 64
 # The first through QEMU's IDE controller, the second through dom0's kernel.
 EMULATED, PV = "/dev/sda", "/dev/xvde"
 DEVICES = [EMULATED] * (PAIRS - 1) + [PV]
+# Of a PVH guest, whose disks are dom0's all.
+PVH_DEVICES = ["/dev/xvda"] * (PAIRS - 1) + [PV]
 # Of a pager that was not told that the guest has a device model.
 UNAWARE_STATE = Path("/run/diffengine-unaware")
+PVH_STATE = Path("/run/diffengine-pvh")
 FIGURE = Path("pinned-frames.json")
 MOST_UNUSED = 0.02 * GUEST_PAGES
+LEAST_SAVED = 0.85
 # Between the I/O of one pair and of the next: so not all is in use at any time.
 PAUSE_S = 3.0
 LEAST_JUDGED = 40
@@ -56,23 +62,39 @@ class Shimmed:
 
 
 @pytest.fixture(scope="module")
-def shimmed() -> Iterator[Shimmed]:
+def out_as_pvh(host: XenHost) -> int:
+    """Pages of the same guest without a device model that go out after the same disk I/O."""
+    with (
+        pager_process(state=PVH_STATE),
+        Guest.start("pvh1", MEMORY_MIB, more=disks_of("pvh1", "xvda")) as guest,
+        connected(PVH_STATE) as client,
+    ):
+        load_drivers(guest, PVH_DEVICES)
+        for pair, device in zip(fill(guest), PVH_DEVICES, strict=True):
+            write_and_read(guest, pair, device)
+        add_domain(client, host, guest.domid)
+        return out_after_all_was_evicted(client, host, guest)
+
+
+@pytest.fixture(scope="module")
+def shimmed(out_as_pvh: int) -> Iterator[Shimmed]:
+    """After the PVH guest: there is no room for both."""
     gate = Gate(Path("/tmp/eviction-gate"))
     with (
         pager_process(environment=gate.environment) as pager,
-        Guest.start("shim1", MEMORY_MIB, kind="hvm", more=disks_of("shim1") + wrapper()) as guest,
+        Guest.start("shim1", MEMORY_MIB, kind="hvm", more=disks_of("shim1", "hda") + wrapper()) as guest,
     ):
-        load_drivers(guest)
+        load_drivers(guest, DEVICES)
         yield Shimmed(guest, pager, gate, device_model_of(guest.domid))
 
 
-def disks_of(guest: str) -> str:
-    """Of its configuration: a disk that QEMU emulates, and one that dom0's kernel serves."""
-    files = [Path(f"/tmp/{guest}-{device}") for device in ("hda", "xvde")]
+def disks_of(guest: str, first: str) -> str:
+    """Of its configuration: a disk that QEMU emulates, if it is called hda, and one that dom0's kernel serves."""
+    files = [Path(f"/tmp/{guest}-{device}") for device in (first, "xvde")]
     for file in files:
         file.write_bytes(bytes(PAGES * 4096))
     return (
-        f'disk=["format=raw,vdev=hda,access=rw,backendtype=qdisk,target={files[0]}", '
+        f'disk=["format=raw,vdev={first},access=rw,backendtype=qdisk,target={files[0]}", '
         f'"format=raw,vdev=xvde,access=rw,target={files[1]}"]\n'
     )
 
@@ -103,11 +125,11 @@ def fill(guest: Guest) -> list[tuple[int, int]]:
     return [(guest.fill("words", PAGES, 10 + i), guest.fill("random", PAGES, 50 + i)) for i in range(PAIRS)]
 
 
-def load_drivers(guest: Guest) -> None:
+def load_drivers(guest: Guest, devices: list[str]) -> None:
     """They find their disks some time after they were loaded."""
     guest.load_modules()
     region = guest.fill("random", 1, 1)
-    for device in (EMULATED, PV):
+    for device in dict.fromkeys(devices):
         wait_until(partial(can_write, guest, region, device), f"the guest has no {device}")
     guest.free(region)
 
@@ -185,6 +207,18 @@ def evicting(host: XenHost, guest: Guest, gfns: Gfns, total: int) -> Iterator[li
         thread.join()
 
 
+def out_after_all_was_evicted(client: PagerClient, host: XenHost, guest: Guest) -> int:
+    """What the guest and dom0 touched since is in again."""
+    evict_at_once(client, host, guest.domid, resident(client, guest.domid, GUEST_PAGES))
+    return GUEST_PAGES - len(resident(client, guest.domid, GUEST_PAGES))
+
+
+def release(guest: Guest, *options: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "diffengine", "release", *options, guest.name, "--state", str(STATE)], check=True
+    )
+
+
 def write_figure(name: str, watch: Watch) -> None:
     figure = json.loads(FIGURE.read_text()) if FIGURE.is_file() else {"guest_pages": GUEST_PAGES}
     figure[name] = watch.figure()
@@ -192,8 +226,8 @@ def write_figure(name: str, watch: Watch) -> None:
 
 
 def test_without_the_shim_what_was_touched_stays_mapped() -> None:
-    with Guest.start("plain1", MEMORY_MIB, kind="hvm", more=disks_of("plain1")) as guest:
-        load_drivers(guest)
+    with Guest.start("plain1", MEMORY_MIB, kind="hvm", more=disks_of("plain1", "hda")) as guest:
+        load_drivers(guest, DEVICES)
         pairs = fill(guest)
         with watching(guest) as watch:
             round_of_disk_io(guest, pairs, DEVICES, watch)
@@ -275,6 +309,47 @@ def test_with_the_shim_what_was_touched_is_unmapped_and_goes_out(shimmed: Shimme
     assert most <= MOST_UNUSED
     for region, _into in pairs:
         assert guest.check(region).wrong_bytes == 0
+
+
+def test_as_much_goes_out_as_of_a_guest_without_a_device_model(
+    shimmed: Shimmed, out_as_pvh: int, host: XenHost
+) -> None:
+    guest = shimmed.guest
+    with connected() as client:
+        client.restore(guest.domid)
+        wait_until_unpinned(shimmed.pid)
+        out = out_after_all_was_evicted(client, host, guest)
+    print(f"out: {out} of {GUEST_PAGES}; as PVH: {out_as_pvh}")
+    guest.ping()
+    assert out >= LEAST_SAVED * out_as_pvh
+
+
+def test_released_and_taken_back_it_is_evicted_from_again(shimmed: Shimmed, host: XenHost) -> None:
+    """Also with pages that are watched, and that QEMU has mapped since: they can't be evicted."""
+    guest = shimmed.guest
+    region, into = guest.fill("words", FEW_PAGES, 11), guest.fill("random", FEW_PAGES, 12)
+    guest.write_disk(region, EMULATED)
+    gfns = guest.gfns(into)
+    with connected() as client:
+        wait_until_unpinned(shimmed.pid)
+        client.watch(domids_of(guest.domid, len(gfns)), gfns)
+        guest.fetch_disk(region, EMULATED, into)
+        assert pinned(shimmed.pid) > RINGS
+        release(guest)
+        assert not client.has(guest.domid)
+        assert guest.compare(region, into).wrong_bytes == 0
+        release(guest, "--undo")
+        add_domain(client, host, guest.domid)
+        client.set_device_model(guest.domid)
+        wait_until_unpinned(shimmed.pid)
+        wait_until(
+            lambda: Outcome.NO_HOLDS not in client.watch(domids_of(guest.domid, len(gfns)), gfns),
+            "QEMU did not attach to the next hold table",
+        )
+        assert evict_at_once(client, host, guest.domid, gfns) > 0
+        assert guest.compare(region, into).wrong_bytes == 0
+    guest.free(region)
+    guest.free(into)
 
 
 def test_holds_go_with_the_device_model_that_has_them(shimmed: Shimmed, host: XenHost) -> None:
