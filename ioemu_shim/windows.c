@@ -1043,7 +1043,7 @@ static void look_for_pager(uint64_t now)
     has_lock = true;
     if (link_attach()) {
         take_all_holds();
-        de_holds_count(link_holds());
+        de_holds_complete(link_holds());
     }
     has_lock = false;
     attaching = false;

@@ -52,7 +52,7 @@ struct holds_header {
     struct de_uuid uuid;
     uint16_t domain;
     _Atomic(uint32_t) ended;              /**< not 0: no pager will look at it again */
-    _Atomic(uint32_t) counts;             /**< not 0: who has the lock has taken all its holds */
+    _Atomic(uint32_t) complete;           /**< not 0: who has the lock has taken all its holds */
     _Alignas(64) _Atomic(uint32_t) asked; /**< requests so far: the pager sleeps on it */
     _Alignas(64) struct request requests[DE_HOLDS_REQUESTS];
 };
@@ -306,9 +306,9 @@ bool de_holds_attached(const struct de_holds *holds)
     if (__atomic_load_n(&holds->void_table, __ATOMIC_SEQ_CST))
         return false;
     if (flock(holds->fd, LOCK_SH | LOCK_NB))
-        return errno == EWOULDBLOCK && atomic_load(&holds->header->counts);
+        return errno == EWOULDBLOCK && atomic_load(&holds->header->complete);
     /* Nobody else has the lock now: the next one is to say so anew. */
-    atomic_store(&holds->header->counts, 0);
+    atomic_store(&holds->header->complete, 0);
     flock(holds->fd, LOCK_UN);
     return false;
 }
@@ -406,7 +406,7 @@ int de_holds_attach_fd(int fd, struct de_holds **result)
         de_holds_close(holds);
         return status;
     }
-    atomic_store(&holds->header->counts, 0);
+    atomic_store(&holds->header->complete, 0);
     close(holds->fd);
     holds->fd = -1;
     /* A child would keep the lock. */
@@ -425,13 +425,13 @@ int de_holds_attach(const char *path, struct de_holds **result)
     int fd = open(path, O_RDWR | O_CLOEXEC);
     int status = fd < 0 ? DE_SYSTEM : de_holds_attach_fd(fd, result);
     if (status == DE_OK)
-        de_holds_count(*result);
+        de_holds_complete(*result);
     return status;
 }
 
-void de_holds_count(struct de_holds *holds)
+void de_holds_complete(struct de_holds *holds)
 {
-    atomic_store(&holds->header->counts, 1);
+    atomic_store(&holds->header->complete, 1);
 }
 
 bool de_holds_ended(const struct de_holds *holds)

@@ -68,7 +68,7 @@ static int watch(struct de_pager *pager, struct place place, struct entry *watch
     return error == -EBUSY ? DE_PROPOSAL_BUSY : DE_PROPOSAL_FAILED;
 }
 
-/** A guest stands still while so many of its pages are nominated: some 100 microseconds. */
+/** For so many a guest stands still at a time: more would stop it for longer, fewer more often. */
 #define NOMINATED_AT_ONCE 64u
 
 /* @return what becomes of the proposals if not DONE: the domain runs then. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which pages are left alone although Xen would nominate them.
+ * Which pages are left alone although Xen would nominate them; when others are nominated; how one is ram
+ * again.
  *
  * Xen writes a vCPU's runstate area through the guest's page tables whenever it switches that vCPU out or in.
  * If one of those pages is nominated or evicted, each switch puts up to three events; and if the ring has no
@@ -108,8 +109,10 @@ static int may_be_paused(struct de_xen *xen, uint16_t id, uint32_t *vcpus)
 {
     xc_domaininfo_t information;
     int error = xen_domain_information(xen, id, &information);
+    if (error)
+        return error;
     *vcpus = information.max_vcpu_id + 1;
-    return error ? error : information.flags & XEN_DOMINF_paused ? -EAGAIN : 0;
+    return information.flags & XEN_DOMINF_paused ? -EAGAIN : 0;
 }
 
 int xen_pause_outside_kernel(void *context, uint16_t id)

@@ -89,10 +89,10 @@ void de_holds_answer(struct de_holds *holds, uint32_t slot);
 int de_holds_attach(const char *path, struct de_holds **holds);
 /** The same with a descriptor from the pager, which is closed, with success or without: the mapping keeps
  * what the lock is on, and a descriptor that is not there can't be used to truncate the table. Attached for
- * the pager from de_holds_count() on. */
+ * the pager from de_holds_complete() on. */
 int de_holds_attach_fd(int fd, struct de_holds **holds);
 /** A device model: all that it has mapped is held. */
-void de_holds_count(struct de_holds *holds);
+void de_holds_complete(struct de_holds *holds);
 /** A device model: whether the pager gave the table up, for good. Then it is to attach to another one. */
 bool de_holds_ended(const struct de_holds *holds);
 /**

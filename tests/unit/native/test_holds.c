@@ -328,7 +328,7 @@ static void test_socket(void)
     /* It may have mapped what it does not hold yet. */
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_HOLDS);
     CHECK_EQ(de_holds_take(holds, 0), DE_OK);
-    de_holds_count(holds);
+    de_holds_complete(holds);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_HELD);
     de_holds_drop(holds, 0);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
@@ -344,7 +344,7 @@ static void test_socket(void)
     CHECK_EQ(hear(early, &fd), DE_DEVICE_MODEL_TABLE);
     CHECK_EQ(de_holds_attach_fd(fd, &holds), DE_OK);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_NO_HOLDS);
-    de_holds_count(holds);
+    de_holds_complete(holds);
     CHECK_EQ(evict(domain, 0, object), DE_PROPOSAL_DONE);
     check_page(domain, 0, 60);
     de_holds_close(holds);

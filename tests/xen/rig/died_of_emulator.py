@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guests that QEMU's emulator lets die, told from Xen's console.
 
-Seen about once in half an hour of guests' time: after VMRUN, QEMU goes on with Xen's next instruction, but in the
+Seen four times in some three hours of runs: after VMRUN, QEMU goes on with Xen's next instruction, but in the
 guest's address space. Xen then reports a guest's triple fault with Xen's own code segment and instruction pointer,
 where no guest can be: svm_asm_do_resume(), right behind its `vmrun`.
 """

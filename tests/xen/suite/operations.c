@@ -334,6 +334,20 @@ static unsigned take_all(struct de_vm_event *events, unsigned most)
     return count;
 }
 
+/* What has waited in a full ring, then what the guest asks for, then the rest. @return how much it asked for.
+ */
+static unsigned serve_at_last(const struct de_vm_event *events, unsigned taken, const uint32_t *chosen,
+                              unsigned count)
+{
+    unsigned touched = 0;
+    for (unsigned i = 0; i < taken; i++)
+        serve_one(&events[i], chosen, count);
+    unsigned asked = serve_chosen(chosen, count, 3 * (uint64_t)SECOND_NS);
+    load_all(chosen, count);
+    serve(SECOND_NS / 4, &touched);
+    return asked;
+}
+
 /*
  * Dom0 fills the ring while the guest is paused; what dom0 asks for beyond is dropped, and the guest then
  * waits in Xen for a slot. Once there are slots, it finds its pages.
@@ -344,7 +358,7 @@ static void test_full_ring(void)
     struct de_vm_event events[DE_RING_SLOTS + 1];
     const uint8_t *pages[3 * DE_RING_SLOTS];
     int32_t errors[3 * DE_RING_SLOTS];
-    unsigned touched = 0, count = evict_some(FIRST, BATCH, chosen);
+    unsigned count = evict_some(FIRST, BATCH, chosen);
     CHECK(count > BATCH / 2);
     CHECK_EQ(CALL(pause, guest), 0);
     unsigned taken = take_all(events, DE_RING_SLOTS);
@@ -354,11 +368,7 @@ static void test_full_ring(void)
     CHECK_EQ(CALL(unpause, guest), 0);
     sleep(2);
     CHECK_EQ(take_all(events + taken, 1), 0);
-    for (unsigned i = 0; i < taken; i++)
-        serve_one(&events[i], chosen, count);
-    unsigned waited = serve_chosen(chosen, count, 3 * (uint64_t)SECOND_NS);
-    load_all(chosen, count);
-    serve(SECOND_NS / 4, &touched);
+    unsigned waited = serve_at_last(events, taken, chosen, count);
     printf("  %u slots taken, %u pages asked for after that\n", taken, waited);
     CHECK(waited > 0);
 }
@@ -430,8 +440,8 @@ static bool is_watched(void)
 /*
  * Every page again and again, those first that are in use all the time: the arguments of its kernel's
  * hypercalls, and page tables. Says "nominated" after some time, and serves the guest until its standard
- * input ends. still: while the guest stands outside its kernel. Otherwise such a call fails sooner or later,
- * and the kernel ends with it.
+ * input ends. still: while the guest stands outside its kernel. Otherwise such a call may fail, and the
+ * kernel ends with it.
  */
 static void nominate_all(bool still)
 {
@@ -472,7 +482,6 @@ static void switch_at_full_ring(uint32_t *chosen)
     struct de_vm_event events[DE_RING_SLOTS];
     const uint8_t *pages[DE_RING_SLOTS];
     int32_t errors[DE_RING_SLOTS];
-    unsigned touched = 0;
     CHECK_EQ(CALL(paging_enable, guest), 0);
     CHECK_EQ(CALL(pause, guest), 0);
     unsigned count = evict_some(0, gfns, chosen);
@@ -482,13 +491,9 @@ static void switch_at_full_ring(uint32_t *chosen)
     sleep(1);
     unsigned taken = take_all(events, DE_RING_SLOTS);
     CHECK_EQ(taken, DE_RING_SLOTS);
-    for (unsigned i = 0; i < taken; i++) {
+    for (unsigned i = 0; i < taken; i++)
         CHECK_EQ(events[i].gfn, chosen[i]);
-        serve_one(&events[i], chosen, count);
-    }
-    unsigned faults = serve_chosen(chosen, count, 3 * (uint64_t)SECOND_NS);
-    load_all(chosen, count);
-    serve(SECOND_NS / 4, &touched);
+    unsigned faults = serve_at_last(events, taken, chosen, count);
     printf("  %u evicted while it slept, %u faults once there were slots\n", count, faults);
     CHECK(faults > 0);
     CHECK_EQ(CALL(paging_disable, guest), 0);

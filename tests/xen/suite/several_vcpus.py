@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guests with two vCPUs, evicted from: on a Xen with docs/several-vcpus.patch, so not with the other modules.
 
-What is tried at a full ring ends a host that lacks the patch, each time.
+What is tried at a full ring stops a host that lacks the patch.
 """
 
 from collections.abc import Iterator
